@@ -1,0 +1,106 @@
+//! Active health probes: `GET /health` of every instance, on the control thread.
+//!
+//! monoio-http-client is good enough here, one client per call: its pool hands half-used connections on,
+//! so none outlives its probe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio_http_client::Client;
+
+use super::{Health, Instance};
+use crate::log;
+use crate::net::stream::Target;
+
+/// Failures in a row before an instance counts as unhealthy; one success brings it back.
+const FAILURES: u32 = 2;
+
+/// Probes one instance for ever (the task ends with the control thread's runtime).
+pub async fn watch(instance: Arc<Instance>, path: String, interval: Duration, limit: Duration) {
+    let mut failures = 0;
+    loop {
+        match monoio::time::timeout(limit, probe(&instance, &path)).await {
+            Ok(Ok(())) => {
+                failures = 0;
+                good(&instance);
+            }
+            Ok(Err(why)) => failures += bad(&instance, failures, &why),
+            Err(_) => failures += bad(&instance, failures, "no answer in time"),
+        }
+        // While it is down, look more often: it should serve within 2 s of its first good answer.
+        let wait = if failures > 0 {
+            interval.min(Duration::from_secs(1))
+        } else {
+            interval
+        };
+        monoio::time::sleep(wait).await;
+    }
+}
+
+fn good(instance: &Instance) {
+    let was = instance.health();
+    instance.set_health(Health::Healthy);
+    let back = instance.ejection.succeeded();
+    if was == Health::Unhealthy || back {
+        let (role, name) = (instance.role.name(), &instance.name);
+        log::info(|| format!("{role} {name} passes its health check again"));
+    }
+}
+
+fn bad(instance: &Instance, before: u32, why: &str) -> u32 {
+    if before + 1 >= FAILURES && instance.health() != Health::Unhealthy {
+        instance.set_health(Health::Unhealthy);
+        let (role, name) = (instance.role.name(), &instance.name);
+        log::warning(|| format!("{role} {name} fails its health check: {why}"));
+    }
+    1
+}
+
+/// One probe. Any 2xx is healthy.
+pub async fn probe(instance: &Instance, path: &str) -> Result<(), String> {
+    let targets = instance.targets.get();
+    let target = targets.first().ok_or("its name has no address")?;
+    let status = match target {
+        Target::Tcp(address) => {
+            let uri = format!("http://{address}{path}");
+            let request = Client::default().get(uri).header("host", &*instance.name);
+            request
+                .send()
+                .await
+                .map_err(|e| e.to_string())?
+                .status()
+                .as_u16()
+        }
+        // The client crate only dials TCP by URI.
+        Target::Unix(_) => unix_status(target, path).await.map_err(|e| e.to_string())?,
+    };
+    match status {
+        200..=299 => Ok(()),
+        other => Err(format!("{path} answered {other}")),
+    }
+}
+
+async fn unix_status(target: &Target, path: &str) -> std::io::Result<u16> {
+    use crate::net::runtime::Driver;
+    use crate::net::stream::Stream;
+    use crate::wire::head::{HeadScan, ResponseHead};
+    let bad = |what: &str| std::io::Error::other(what.to_owned());
+    let stream = Stream::connect(target, Driver::Epoll, |_| {}).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.into_bytes()).await.0?;
+    let mut bytes = Vec::with_capacity(16 << 10);
+    let mut scan = HeadScan::default();
+    loop {
+        let (result, back) = stream.read(bytes).await;
+        bytes = back;
+        let n = result?;
+        match scan.advance(&bytes) {
+            Ok(Some(end)) => {
+                let head = ResponseHead::parse(&bytes[..end]).map_err(|e| bad(e.message()))?;
+                return Ok(head.status);
+            }
+            Ok(None) if n > 0 && bytes.len() < bytes.capacity() => {}
+            _ => return Err(bad("no HTTP answer")),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Where an instance listens: `host:port`, `[v6]:port`, or `unix:/path`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Never a bare `SocketAddr`: unix-socket upstreams and DNS names then need no rewrite.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// `host` is an IP literal (v6 without brackets), `localhost`, or a DNS name.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+impl Address {
+    pub fn tcp(host: impl Into<String>, port: u16) -> Self {
+        Address::Tcp {
+            host: host.into(),
+            port,
+        }
+    }
+
+    /// Parses one address; the error is the sentence to show (without place).
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') {
+                Ok(Address::Unix(PathBuf::from(path)))
+            } else {
+                Err(format!(
+                    "Invalid instance format: {text}; a unix socket is written unix:/absolute/path"
+                ))
+            };
+        }
+        let (host, port) = split(text)?;
+        let number: u32 = port
+            .parse()
+            .map_err(|_| format!("Invalid port in instance {text}: '{port}' is not a number"))?;
+        if !(1..=65_535).contains(&number) {
+            return Err(format!(
+                "Port out of range in instance {text}: use 1 to 65535"
+            ));
+        }
+        if !host_ok(host) {
+            return Err(format!(
+                "Invalid host in instance {text}: '{host}' is not an IP address or a host name"
+            ));
+        }
+        Ok(Address::tcp(host, number as u16))
+    }
+}
+
+fn split(text: &str) -> Result<(&str, &str), String> {
+    let bad = |why: &str| format!("Invalid instance format: {text}; {why}");
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, after) = rest
+            .split_once(']')
+            .ok_or_else(|| bad("the ']' is missing"))?;
+        let port = after
+            .strip_prefix(':')
+            .ok_or_else(|| bad("write [address]:port"))?;
+        return Ok((host, port));
+    }
+    if text.contains("://") {
+        return Err(bad("write host:port, without a scheme"));
+    }
+    match text.split_once(':') {
+        Some((_, port)) if port.contains(':') => {
+            Err(bad("an IPv6 address needs brackets: [address]:port"))
+        }
+        Some((host, port)) if !host.is_empty() => Ok((host, port)),
+        _ => Err(bad("write host:port, for example 10.0.0.1:8100")),
+    }
+}
+
+fn host_ok(host: &str) -> bool {
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return true;
+    }
+    // Four dotted numbers that are no IP are a typo, not a name.
+    if host.chars().all(|c| c.is_ascii_digit() || c == '.') {
+        return false;
+    }
+    host.len() <= 253
+        && host.split('.').filter(|l| !l.is_empty()).count() > 0
+        && host.trim_end_matches('.').split('.').all(label_ok)
+}
+
+fn label_ok(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && label
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Rules between keys, on the finished [`Config`]; and the page that `pdrelay check` prints.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::load::Known;
+use super::quantity::{show_bytes, show_duration};
+use super::reader::{Report, suggest};
+use super::{Address, Config, Cores, Limits, Role, Timeouts};
+
+/// Policies of the old proxy that are planned, so that the message can say more than "unknown".
+const POLICIES_PLANNED: [&str; 3] = ["cache_aware", "consistent_hash", "power_of_two"];
+
+/// The roles a handshake needs. `None`: the handshake checks its own needs.
+fn needs(handshake: &str) -> Option<&'static [Role]> {
+    match handshake {
+        "sequential" | "nixl" => Some(&[Role::Prefill, Role::Decode]),
+        "aggregated" => Some(&[Role::Aggregated]),
+        _ => None,
+    }
+}
+
+/// `places[i]` is the key under which the report knows where `config.instances[i]` was written.
+pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &mut Report) {
+    check_handshake(config, known, report);
+    check_policies(config, known, report);
+    check_roles(config, report);
+    check_addresses(config, places, report);
+    check_cores(&config.cores, report);
+    check_pairs(config, report);
+}
+
+fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
+    let name = config.handshake.as_str();
+    // disaggregated_mode already said it, in its own words.
+    if !known.handshakes.contains(&name) && report.is_sound("disaggregated_mode") {
+        let key = if report.is_set("handshake") {
+            "handshake"
+        } else {
+            "disaggregated_mode"
+        };
+        let message = format!(
+            "Unknown handshake '{name}'; expected one of {}",
+            listed(known.handshakes)
+        );
+        report.problem(key, message, suggest(name, known.handshakes));
+    }
+}
+
+fn check_policies(config: &Config, known: &Known, report: &mut Report) {
+    let scheduling = &config.scheduling;
+    let mut stages = vec![
+        ("scheduling.prefill", &scheduling.prefill),
+        ("scheduling.decode", &scheduling.decode),
+    ];
+    if !report.is_set("scheduling.prefill") && !report.is_set("scheduling.decode") {
+        stages = vec![("scheduling", &scheduling.prefill)];
+    }
+    for (key, name) in stages {
+        if known.policies.contains(&name.as_str()) || !report.is_sound(key) {
+            continue;
+        }
+        let expected = listed(known.policies);
+        let message = format!("Invalid scheduling value '{name}'; expected one of {expected}");
+        let fix = if POLICIES_PLANNED.contains(&name.as_str()) {
+            format!("{name} is not built yet")
+        } else {
+            suggest(name, known.policies)
+        };
+        report.problem(key, message, fix);
+    }
+}
+
+/// `['a', 'b']`, sorted: the old proxy's way of listing.
+fn listed(names: &[&str]) -> String {
+    let mut names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+    names.sort();
+    format!("[{}]", names.join(", "))
+}
+
+fn count(config: &Config, role: Role) -> usize {
+    config
+        .instances
+        .iter()
+        .filter(|instance| instance.role == role)
+        .count()
+}
+
+fn check_roles(config: &Config, report: &mut Report) {
+    let handshake = config.handshake.as_str();
+    if config.instances.is_empty() && !any_stage_is_set(report) {
+        let fix = "list prefill and decode addresses, or aggregated ones";
+        report.problem("", "no instances are configured", fix);
+        return;
+    }
+    let Some(needed) = needs(handshake) else {
+        return;
+    };
+    for role in Role::ALL {
+        let (name, count) = (role.name(), count(config, role));
+        let is_needed = needed.contains(&role);
+        if is_needed && count == 0 {
+            // A list with mistakes in it was reported as such.
+            if report.is_sound(name) && report.is_sound("instances") && report.is_sound("models") {
+                let message = format!("Please specify at least one {name} node.");
+                let fix = format!("handshake {handshake} needs {name}: [host:port]");
+                report.problem(name, message, fix);
+            }
+        } else if !is_needed && count > 0 {
+            let key = if report.is_set(name) {
+                name
+            } else {
+                "instances"
+            };
+            if role == Role::Encode {
+                let message = format!("handshake {handshake} does not use encode instances");
+                report.warning(key, message, "remove them");
+            } else {
+                let message = format!(
+                    "mixes aggregated and prefill/decode instances: handshake {handshake} does not use {name} instances"
+                );
+                report.problem(key, message, "remove them, or choose another handshake");
+            }
+        }
+    }
+}
+
+fn any_stage_is_set(report: &Report) -> bool {
+    Role::ALL.iter().any(|role| report.is_set(role.name()))
+        || report.is_set("instances")
+        || report.is_set("models")
+}
+
+/// One engine has one role. The same address twice in one role is legal: it counts twice.
+fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
+    let mut first: HashMap<&Address, Role> = HashMap::new();
+    for (instance, place) in config.instances.iter().zip(places) {
+        let role = *first.entry(&instance.address).or_insert(instance.role);
+        if role != instance.role {
+            let message = format!(
+                "Instance '{}' is already registered as {}, and cannot be {} too",
+                instance.address,
+                role.name(),
+                instance.role.name()
+            );
+            report.problem(place, message, "one engine has one role");
+        }
+    }
+}
+
+fn check_cores(cores: &Cores, report: &mut Report) {
+    let Some(cpus) = &cores.cpus else { return };
+    if cpus.is_empty() {
+        report.problem("cpus", "cpus is an empty list", "remove it, or name a CPU");
+    }
+    let mut seen = Vec::new();
+    for cpu in cpus {
+        if seen.contains(cpu) {
+            report.problem(
+                "cpus",
+                format!("CPU {cpu} is listed twice"),
+                "one shard per CPU",
+            );
+            break;
+        }
+        seen.push(*cpu);
+    }
+    if let Some(shards) = cores.shards.filter(|shards| *shards != cpus.len()) {
+        let message = format!("shards is {shards}, but cpus lists {}", cpus.len());
+        report.problem(
+            "shards",
+            message,
+            "remove one of them: cpus implies the number of shards",
+        );
+    }
+    if cores.numa.is_some() {
+        report.problem(
+            "numa",
+            "numa and cpus both choose the CPUs",
+            "remove one of them",
+        );
+    }
+}
+
+fn check_pairs(config: &Config, report: &mut Report) {
+    let Limits {
+        body_bytes_max,
+        body_memory_max,
+        ..
+    } = config.limits;
+    if body_memory_max < body_bytes_max {
+        let message = format!(
+            "body_memory_max ({}) is below body_bytes_max ({}): such a body could never be held",
+            show_bytes(body_memory_max),
+            show_bytes(body_bytes_max)
+        );
+        let keys = ["limits.body_memory_max", "limits.body_bytes_max"];
+        let key = keys
+            .into_iter()
+            .find(|key| report.is_set(key))
+            .unwrap_or("limits");
+        report.problem(key, message, "raise the first or lower the second");
+    }
+    let retry = &config.retry;
+    ordered(
+        report,
+        [
+            "retry.initial_backoff",
+            "retry.initial_backoff_ms",
+            "retry.max_backoff",
+        ],
+        retry.initial_backoff,
+        retry.max_backoff,
+    );
+    let breaker = &config.circuit_breaker;
+    ordered(
+        report,
+        [
+            "circuit_breaker.ejection_initial",
+            "",
+            "circuit_breaker.ejection_max",
+        ],
+        breaker.ejection_initial,
+        breaker.ejection_max,
+    );
+    if config.timeouts.pool_idle >= Duration::from_secs(5) {
+        let message = "engines on uvicorn close idle connections after 5s";
+        report.warning(
+            "timeouts.pool_idle",
+            message,
+            "stay below what your engines keep",
+        );
+    }
+}
+
+fn ordered(report: &mut Report, keys: [&str; 3], low: Duration, high: Duration) {
+    let [key, spelled, other] = keys;
+    if low > high && report.is_sound(key) && report.is_sound(other) {
+        let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+        let message = format!(
+            "{} ({}) is above {} ({})",
+            last(key),
+            show_duration(low),
+            last(other),
+            show_duration(high)
+        );
+        let key = if report.is_set(spelled) { spelled } else { key };
+        report.problem(key, message, "");
+    }
+}
+
+/// The configuration for people: every instance, and every number that is not the default.
+pub fn print(config: &Config) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| _ = writeln!(out, "{name:<16} {value}");
+    if let Some(file) = &config.file {
+        line("file", &file.display().to_string());
+    }
+    line(
+        "listen",
+        &Address::tcp(config.host.clone(), config.port).to_string(),
+    );
+    line(
+        "model",
+        if config.model.is_empty() {
+            "(any)"
+        } else {
+            &config.model
+        },
+    );
+    line("handshake", &config.handshake);
+    let scheduling = &config.scheduling;
+    line(
+        "scheduling",
+        &format!(
+            "prefill {}, decode {}, load view at most {} old",
+            scheduling.prefill,
+            scheduling.decode,
+            show_duration(scheduling.load_view_max_age)
+        ),
+    );
+    for role in Role::ALL {
+        let of_role = || {
+            config
+                .instances
+                .iter()
+                .filter(|instance| instance.role == role)
+        };
+        match of_role().count() {
+            0 => continue,
+            1 => line(role.name(), "1 instance"),
+            n => line(role.name(), &format!("{n} instances")),
+        }
+        for instance in of_role() {
+            if instance.weight == 1.0 {
+                line("", &instance.address.to_string());
+            } else {
+                line(
+                    "",
+                    &format!("{} weight {}", instance.address, instance.weight),
+                );
+            }
+        }
+    }
+    line("shards", &shards(&config.cores));
+    let default = Config::default();
+    line(
+        "limits",
+        &differing(&limits(&config.limits), &limits(&default.limits)),
+    );
+    line(
+        "timeouts",
+        &differing(&timeouts(&config.timeouts), &timeouts(&default.timeouts)),
+    );
+    line(
+        "retry",
+        &on(config.retry.enabled, &retry(config), &retry(&default)),
+    );
+    let (now, usual) = (health_check(config), health_check(&default));
+    line(
+        "health_check",
+        &on(config.health_check.enabled, &now, &usual),
+    );
+    let (now, usual) = (circuit_breaker(config), circuit_breaker(&default));
+    line(
+        "circuit_breaker",
+        &on(config.circuit_breaker.enabled, &now, &usual),
+    );
+    if !config.forward.is_empty() {
+        line("forward", &config.forward.join(" "));
+    }
+    line("log_level", config.log_level.name());
+    let secret = |set: bool| if set { "(set)" } else { "(not set)" };
+    line("openai_api_key", secret(config.openai_api_key.is_some()));
+    line("admin_api_key", secret(config.admin_api_key.is_some()));
+    out
+}
+
+type Shown = Vec<(&'static str, String)>;
+
+fn on(enabled: bool, now: &Shown, usual: &Shown) -> String {
+    if enabled {
+        format!("on, {}", differing(now, usual))
+    } else {
+        "off".into()
+    }
+}
+
+fn differing(now: &Shown, usual: &Shown) -> String {
+    let differing: Vec<String> = now
+        .iter()
+        .zip(usual)
+        .filter(|(now, usual)| now != usual)
+        .map(|((name, now), (_, usual))| format!("{name} {now} (default {usual})"))
+        .collect();
+    if differing.is_empty() {
+        "defaults".into()
+    } else {
+        differing.join(", ")
+    }
+}
+
+fn shards(cores: &Cores) -> String {
+    let list = |cpus: &[usize]| {
+        cpus.iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    let number = match cores.shards {
+        Some(number) => number.to_string(),
+        None => "one per physical core".into(),
+    };
+    match (&cores.cpus, cores.numa) {
+        (Some(cpus), _) => format!("{} on CPUs {}", cpus.len(), list(cpus)),
+        (None, Some(node)) => format!("{number} on NUMA node {node}"),
+        (None, None) => number,
+    }
+}
+
+// Destructured, so that a new field cannot be forgotten here.
+
+fn limits(limits: &Limits) -> Shown {
+    let Limits {
+        head_bytes_max,
+        body_bytes_max,
+        answer_bytes_max,
+        body_memory_max,
+        json_depth_max,
+        in_flight_max,
+        connections_max,
+        idle_per_instance_max,
+    } = limits;
+    vec![
+        ("head_bytes_max", show_bytes(*head_bytes_max)),
+        ("body_bytes_max", show_bytes(*body_bytes_max)),
+        ("answer_bytes_max", show_bytes(*answer_bytes_max)),
+        ("body_memory_max", show_bytes(*body_memory_max)),
+        ("json_depth_max", json_depth_max.to_string()),
+        ("in_flight_max", in_flight_max.to_string()),
+        ("connections_max", connections_max.to_string()),
+        ("idle_per_instance_max", idle_per_instance_max.to_string()),
+    ]
+}
+
+fn timeouts(timeouts: &Timeouts) -> Shown {
+    let Timeouts {
+        head,
+        body,
+        keep_alive,
+        connect,
+        prefill,
+        decode_head,
+        between_chunks,
+        client_write,
+        request,
+        pool_idle,
+        drain,
+    } = timeouts;
+    vec![
+        ("head", show_duration(*head)),
+        ("body", show_duration(*body)),
+        ("keep_alive", show_duration(*keep_alive)),
+        ("connect", show_duration(*connect)),
+        ("prefill", show_duration(*prefill)),
+        ("decode_head", show_duration(*decode_head)),
+        ("between_chunks", show_duration(*between_chunks)),
+        ("client_write", show_duration(*client_write)),
+        ("request", show_duration(*request)),
+        ("pool_idle", show_duration(*pool_idle)),
+        ("drain", show_duration(*drain)),
+    ]
+}
+
+fn retry(config: &Config) -> Shown {
+    let super::Retry {
+        enabled: _,
+        max_retries,
+        initial_backoff,
+        max_backoff,
+        backoff_multiplier,
+        jitter_factor,
+        retryable_status_codes,
+    } = &config.retry;
+    vec![
+        ("max_retries", max_retries.to_string()),
+        ("initial_backoff", show_duration(*initial_backoff)),
+        ("max_backoff", show_duration(*max_backoff)),
+        ("backoff_multiplier", backoff_multiplier.to_string()),
+        ("jitter_factor", jitter_factor.to_string()),
+        (
+            "retryable_status_codes",
+            format!("{retryable_status_codes:?}"),
+        ),
+    ]
+}
+
+fn health_check(config: &Config) -> Shown {
+    let super::HealthCheck {
+        enabled: _,
+        interval,
+        timeout,
+        path,
+    } = &config.health_check;
+    vec![
+        ("interval", show_duration(*interval)),
+        ("timeout", show_duration(*timeout)),
+        ("path", path.clone()),
+    ]
+}
+
+fn circuit_breaker(config: &Config) -> Shown {
+    let super::CircuitBreaker {
+        enabled: _,
+        failure_threshold,
+        success_threshold,
+        ejection_initial,
+        ejection_max,
+        window,
+    } = &config.circuit_breaker;
+    vec![
+        ("failure_threshold", failure_threshold.to_string()),
+        ("success_threshold", success_threshold.to_string()),
+        ("ejection_initial", show_duration(*ejection_initial)),
+        ("ejection_max", show_duration(*ejection_max)),
+        ("window", show_duration(*window)),
+    ]
+}

@@ -1,0 +1,326 @@
+//! Floor 1: what the user asked for, as plain data.
+//!
+//! * **For:** turning YAML (and the command line) into one [`Config`] that the rest of pdrelay is built
+//!   from, and turning mistakes into messages that name file, line, path and fix.
+//! * **Must never:** open a socket, start a thread, read a clock, or know how an engine is spoken to.
+//! * **To extend:** a new key is a field here, its row in `schema.rs`, and its rule in `check.rs`. The
+//!   command line of another program is one file under `legacy/` that ends in a [`Config`].
+
+pub mod address;
+pub mod check;
+pub mod load;
+pub mod quantity;
+mod reader;
+pub mod schema;
+#[cfg(test)]
+mod tests;
+pub mod topology;
+mod yaml;
+
+pub use address::Address;
+pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything pdrelay needs to know to run. Built once at start (and again at a reload).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where it came from, for messages; `None` when built from the command line alone.
+    pub file: Option<PathBuf>,
+    /// The model name that clients use. Empty: whatever the engines serve.
+    pub model: String,
+    /// Address to listen on: an IP, `localhost`, or a DNS name. Default `0.0.0.0`.
+    pub host: String,
+    /// TCP port, 1 to 65535 (0 is allowed through the API for tests: any free port). Default 8000.
+    pub port: u16,
+    pub log_level: LogLevel,
+    /// The protocol between the stages: a name in `handshake::HANDSHAKES`. Default `sequential`.
+    pub handshake: String,
+    /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
+    pub instances: Vec<InstanceConfig>,
+    pub scheduling: Scheduling,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub retry: Retry,
+    pub health_check: HealthCheck,
+    pub circuit_breaker: CircuitBreaker,
+    pub cores: Cores,
+    /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
+    pub forward: Vec<String>,
+    /// Replaces the client's `Authorization` towards engines, only if set. Env `OPENAI_API_KEY` wins.
+    pub openai_api_key: Option<Secret>,
+    /// For the admin API. Env `ADMIN_API_KEY` wins.
+    pub admin_api_key: Option<Secret>,
+}
+
+/// The part an instance plays. `Aggregated` does prefill and decode in one (`dual` in old files).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    Encode,
+    Prefill,
+    Decode,
+    Aggregated,
+}
+
+impl Role {
+    pub const ALL: [Role; 4] = [Role::Encode, Role::Prefill, Role::Decode, Role::Aggregated];
+
+    /// The word used in YAML, metrics and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Encode => "encode",
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+            Role::Aggregated => "aggregated",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceConfig {
+    pub address: Address,
+    pub role: Role,
+    /// Relative capacity, above 0. Default 1.0.
+    pub weight: f64,
+}
+
+/// Which policy chooses among the instances of a stage: names in `policy::POLICIES`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scheduling {
+    /// For encode, prefill and aggregated stages. Default `least_load`.
+    pub prefill: String,
+    /// For the decode stage. Default `least_load`.
+    pub decode: String,
+    /// How old a shard's reading of the others' load may be. 0 = read at each pick. Default 1 ms.
+    pub load_view_max_age: Duration,
+}
+
+/// Every limit, its default, and what happens above it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Request and response head bytes. Above: 431 (request), 502 (response). Default 64 KiB.
+    pub head_bytes_max: usize,
+    /// Request body bytes. Above: 413. Default 64 MiB.
+    pub body_bytes_max: usize,
+    /// A prefill (or other whole) answer's bytes. Above: 502. Default 16 MiB.
+    pub answer_bytes_max: usize,
+    /// Request body bytes held at once by one shard. Above: 503 with Retry-After. Default 1 GiB.
+    pub body_memory_max: usize,
+    /// Nesting depth of a JSON body. Above: 400. Default 128.
+    pub json_depth_max: usize,
+    /// Generate requests in flight in the process. Above: 503 with Retry-After. Default 65536.
+    pub in_flight_max: usize,
+    /// Client connections in the process. Above: accepted and closed after a 503. Default 65536.
+    pub connections_max: usize,
+    /// Idle upstream connections kept per instance and shard. Default 1024.
+    pub idle_per_instance_max: usize,
+}
+
+/// Every wait has an end. A zero is refused: there is no "for ever".
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timeouts {
+    /// From the first byte of a request head to its end. Default 30 s. Above: 408.
+    pub head: Duration,
+    /// Between two reads of a request body. Default 30 s. Above: 408.
+    pub body: Duration,
+    /// A client's keep-alive connection with no request. Default 75 s. Above: closed.
+    pub keep_alive: Duration,
+    /// TCP (or unix) connect to an instance. Default 2 s. Above: the next candidate.
+    pub connect: Duration,
+    /// From a prefill request to its whole answer. Default 300 s. Above: 504.
+    pub prefill: Duration,
+    /// From a decode request to its response head. Default 300 s. Above: 504.
+    pub decode_head: Duration,
+    /// Between two reads of a decode stream. Default 300 s. Above: broken end.
+    pub between_chunks: Duration,
+    /// A client that does not take a write. Default 60 s. Above: cut, decode freed.
+    pub client_write: Duration,
+    /// The whole of one request. Default 3600 s.
+    pub request: Duration,
+    /// How long an idle upstream connection is kept. Default 3 s (engines close theirs at 5 s).
+    pub pool_idle: Duration,
+    /// SIGTERM: how long running streams may take to finish. Default 30 s.
+    pub drain: Duration,
+}
+
+/// Tries before the first byte reached the client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    pub enabled: bool,
+    /// Further attempts after the first. Default 2.
+    pub max_retries: u32,
+    /// Default 100 ms.
+    pub initial_backoff: Duration,
+    /// Default 10 s.
+    pub max_backoff: Duration,
+    /// Default 2.0; at least 1.
+    pub backoff_multiplier: f64,
+    /// Default 0.1; 0 to 1.
+    pub jitter_factor: f64,
+    /// Default 408, 429, 500, 502, 503, 504 as in xPyD.
+    pub retryable_status_codes: Vec<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheck {
+    /// Default on (xPyD's own default was off; an absent section means ours).
+    pub enabled: bool,
+    /// Default 2 s.
+    pub interval: Duration,
+    /// Default 3 s.
+    pub timeout: Duration,
+    /// Path asked. Default `/health`.
+    pub path: String,
+}
+
+/// Ejection of an instance that cannot be reached (and, later, of one that misbehaves).
+#[derive(Debug, Clone, PartialEq)]
+pub struct CircuitBreaker {
+    pub enabled: bool,
+    /// Failures within the window that open it. Default 5. A refused connect ejects at once.
+    pub failure_threshold: u32,
+    /// Successes that close it again. Default 2.
+    pub success_threshold: u32,
+    /// First ejection. Default 1 s; doubles up to `ejection_max`.
+    pub ejection_initial: Duration,
+    /// Default 30 s (xPyD's `timeout_duration_seconds`).
+    pub ejection_max: Duration,
+    /// Default 60 s.
+    pub window: Duration,
+}
+
+/// Which cores the shards run on.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Cores {
+    /// Number of shards; `None`: one per physical core this process may use.
+    pub shards: Option<usize>,
+    /// Exact CPUs to pin to, in shard order; implies the number of shards.
+    pub cpus: Option<Vec<usize>>,
+    /// Only CPUs of this NUMA node.
+    pub numa: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Error,
+    Warning,
+    Info,
+    Debug,
+}
+
+/// A key that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            file: None,
+            model: String::new(),
+            host: "0.0.0.0".into(),
+            port: 8000,
+            log_level: LogLevel::Info,
+            handshake: "sequential".into(),
+            instances: Vec::new(),
+            scheduling: Scheduling::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            health_check: HealthCheck::default(),
+            circuit_breaker: CircuitBreaker::default(),
+            cores: Cores::default(),
+            forward: Vec::new(),
+            openai_api_key: None,
+            admin_api_key: None,
+        }
+    }
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Scheduling {
+            prefill: "least_load".into(),
+            decode: "least_load".into(),
+            load_view_max_age: Duration::from_millis(1),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            head_bytes_max: 64 << 10,
+            body_bytes_max: 64 << 20,
+            answer_bytes_max: 16 << 20,
+            body_memory_max: 1 << 30,
+            json_depth_max: 128,
+            in_flight_max: 65_536,
+            connections_max: 65_536,
+            idle_per_instance_max: 1024,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Timeouts {
+            head: s(30),
+            body: s(30),
+            keep_alive: s(75),
+            connect: s(2),
+            prefill: s(300),
+            decode_head: s(300),
+            between_chunks: s(300),
+            client_write: s(60),
+            request: s(3600),
+            pool_idle: s(3),
+            drain: s(30),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            enabled: true,
+            max_retries: 2,
+            initial_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(10),
+            backoff_multiplier: 2.0,
+            jitter_factor: 0.1,
+            retryable_status_codes: vec![408, 429, 500, 502, 503, 504],
+        }
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        HealthCheck {
+            enabled: true,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(3),
+            path: "/health".into(),
+        }
+    }
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        CircuitBreaker {
+            enabled: true,
+            failure_threshold: 5,
+            success_threshold: 2,
+            ejection_initial: Duration::from_secs(1),
+            ejection_max: Duration::from_secs(30),
+            window: Duration::from_secs(60),
+        }
+    }
+}

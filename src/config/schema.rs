@@ -1,0 +1,820 @@
+//! Every key of the YAML: one row each, saying how it is read. What keys demand of each other is in
+//! `settle` (about the file alone) and in `check.rs` (about the finished [`Config`]).
+
+use super::address::Address;
+use super::quantity::parse_cpus;
+use super::reader::{At, Report, Row, Section, put, suggest};
+use super::topology::{self, Topology};
+use super::yaml::Value;
+use super::{
+    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, Retry, Role, Scheduling,
+    Secret, Timeouts,
+};
+use std::time::Duration;
+
+/// What a file says, before the defaults that depend on the whole.
+#[derive(Debug, Default)]
+pub struct Draft {
+    pub config: Config,
+    /// In written order, each with the key of its place in the [`Report`].
+    pub instances: Vec<(InstanceConfig, String)>,
+    /// `handshake:`, or what `disaggregated_mode:` means.
+    pub handshake: Option<String>,
+    mode: Option<&'static str>,
+    roundrobin: bool,
+    /// Distinct models named by `instances`.
+    models: Vec<String>,
+}
+
+macro_rules! rows {
+    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
+        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
+    };
+}
+
+pub static TOP: Section<Draft> = Section {
+    name: "YAML config",
+    rows: rows! {
+        "model" => |d, at| put(&mut d.config.model, at.text().map(Into::into)),
+        "host" => |d, at| put(&mut d.config.host, read_host(at)),
+        "port" => |d, at| put(&mut d.config.port, read_port(at)),
+        "log_level" => |d, at| put(&mut d.config.log_level, read_log_level(at)),
+        "encode" => |d, at| read_stage(d, at, Role::Encode),
+        "prefill" => |d, at| read_stage(d, at, Role::Prefill),
+        "decode" => |d, at| read_stage(d, at, Role::Decode),
+        "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
+        "instances" => read_instances,
+        "handshake" => |d, at| d.handshake = at.text().map(Into::into),
+        "disaggregated_mode" => read_mode,
+        "scheduling" => |d, at| read_scheduling(&mut d.config.scheduling, at),
+        "roundrobin" => |d, at| put(&mut d.roundrobin, at.boolean()),
+        "limits" => |d, at| _ = at.section(&mut d.config.limits, &LIMITS),
+        "timeouts" => |d, at| _ = at.section(&mut d.config.timeouts, &TIMEOUTS),
+        "retry" => |d, at| _ = at.section(&mut d.config.retry, &RETRY),
+        "health_check" => |d, at| _ = at.section(&mut d.config.health_check, &HEALTH_CHECK),
+        "circuit_breaker" => |d, at| _ = at.section(&mut d.config.circuit_breaker, &CIRCUIT_BREAKER),
+        "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
+        "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
+        "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
+        "forward" => |d, at| d.config.forward = read_forward(at),
+        "openai_api_key" => |d, at| d.config.openai_api_key = read_secret(at),
+        "admin_api_key" => |d, at| d.config.admin_api_key = read_secret(at),
+        // Keys of the old proxy. Harmless without effect:
+        "startup" => |_, at| { at.section(&mut (), &STARTUP); },
+        "wait_timeout_seconds" => no_effect_startup,
+        "probe_interval_seconds" => no_effect_startup,
+        "heartbeat_interval_seconds" => no_effect_startup,
+        "tokenizer_path" => |_, at| no_effect(at, "pdrelay counts prompts without a tokenizer"),
+        "consistent_hash" => policy_options,
+        "power_of_two" => policy_options,
+        "cache_aware" => policy_options,
+        "loadbalanced" => policy_options,
+        "load_balanced" => policy_options,
+        "round_robin" => policy_options,
+        "scheduling_config" => policy_options,
+        // Not harmless, so refused until they work:
+        "first_token_source" => read_first_token_source,
+        "generator_on_p_node" => |_, at| if at.boolean() == Some(true) {
+            not_supported(at, "generator_on_p_node: true", "remove it: the decode instance sends the first token");
+        },
+        "zmq" => |_, at| if !at.is_null() { not_supported(at, "zmq", "use handshake: nixl or sequential") },
+        "models" => |_, at| if !at.is_null() {
+            not_supported(at, "models", "run one pdrelay per model, with prefill and decode lists");
+        },
+    },
+};
+
+pub static LIMITS: Section<Limits> = Section {
+    name: "limits",
+    rows: rows! {
+        "head_bytes_max" => |l, at| put(&mut l.head_bytes_max, at.bytes(1 << 10..=16 << 20)),
+        "body_bytes_max" => |l, at| put(&mut l.body_bytes_max, at.bytes(1 << 10..=16 << 30)),
+        "answer_bytes_max" => |l, at| put(&mut l.answer_bytes_max, at.bytes(1 << 10..=16 << 30)),
+        "body_memory_max" => |l, at| put(&mut l.body_memory_max, at.bytes(1 << 10..=1 << 40)),
+        "json_depth_max" => |l, at| put(&mut l.json_depth_max, at.integer(1..=1000)),
+        "in_flight_max" => |l, at| put(&mut l.in_flight_max, at.integer(1..=16_777_216)),
+        "connections_max" => |l, at| put(&mut l.connections_max, at.integer(1..=16_777_216)),
+        "idle_per_instance_max" => |l, at| put(&mut l.idle_per_instance_max, at.integer(0..=65_536)),
+    },
+};
+
+pub static TIMEOUTS: Section<Timeouts> = Section {
+    name: "timeouts",
+    rows: rows! {
+        "head" => |t, at| put(&mut t.head, at.duration()),
+        "body" => |t, at| put(&mut t.body, at.duration()),
+        "keep_alive" => |t, at| put(&mut t.keep_alive, at.duration()),
+        "connect" => |t, at| put(&mut t.connect, at.duration()),
+        "prefill" => |t, at| put(&mut t.prefill, at.duration()),
+        "decode_head" => |t, at| put(&mut t.decode_head, at.duration()),
+        "between_chunks" => |t, at| put(&mut t.between_chunks, at.duration()),
+        "client_write" => |t, at| put(&mut t.client_write, at.duration()),
+        "request" => |t, at| put(&mut t.request, at.duration()),
+        "pool_idle" => |t, at| put(&mut t.pool_idle, at.duration()),
+        "drain" => |t, at| put(&mut t.drain, at.duration()),
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+pub static RETRY: Section<Retry> = Section {
+    name: "retry",
+    rows: rows! {
+        "enabled" => |r, at| put(&mut r.enabled, at.boolean()),
+        "max_retries" => |r, at| put(&mut r.max_retries, at.integer(0..=100)),
+        "initial_backoff" => |r, at| put(&mut r.initial_backoff, at.duration_or_zero()),
+        "initial_backoff_ms" = "initial_backoff" =>
+            |r, at| put(&mut r.initial_backoff, at.duration_in(MILLISECOND)),
+        "max_backoff" => |r, at| put(&mut r.max_backoff, at.duration_or_zero()),
+        "max_backoff_ms" = "max_backoff" =>
+            |r, at| put(&mut r.max_backoff, at.duration_in(MILLISECOND)),
+        "backoff_multiplier" => |r, at| put(&mut r.backoff_multiplier, at.float(1.0..=100.0)),
+        "jitter_factor" => |r, at| put(&mut r.jitter_factor, at.float(0.0..=1.0)),
+        "retryable_status_codes" => |r, at| {
+            let mut codes = Vec::new();
+            if at.each("a list of status codes", |at| codes.extend(at.integer(400u16..=599))) {
+                r.retryable_status_codes = codes;
+            }
+        },
+    },
+};
+
+pub static HEALTH_CHECK: Section<HealthCheck> = Section {
+    name: "health_check",
+    rows: rows! {
+        "enabled" => |h, at| put(&mut h.enabled, at.boolean()),
+        "interval" => |h, at| put(&mut h.interval, at.duration()),
+        "interval_seconds" = "interval" => |h, at| put(&mut h.interval, above_zero(at)),
+        "timeout" => |h, at| put(&mut h.timeout, at.duration()),
+        "timeout_seconds" = "timeout" => |h, at| put(&mut h.timeout, above_zero(at)),
+        "path" => |h, at| if let Some(path) = at.text() {
+            match path_error(path) {
+                None => h.path = path.into(),
+                Some(why) => at.fail(format!("path '{path}' {why}"), "write it like /health"),
+            }
+        },
+    },
+};
+
+pub static CIRCUIT_BREAKER: Section<CircuitBreaker> = Section {
+    name: "circuit_breaker",
+    rows: rows! {
+        "enabled" => |b, at| put(&mut b.enabled, at.boolean()),
+        "failure_threshold" => |b, at| put(&mut b.failure_threshold, at.integer(1..=1_000_000)),
+        "success_threshold" => |b, at| put(&mut b.success_threshold, at.integer(1..=1_000_000)),
+        "ejection_initial" => |b, at| put(&mut b.ejection_initial, at.duration()),
+        "ejection_max" => |b, at| put(&mut b.ejection_max, at.duration()),
+        "timeout_duration_seconds" = "ejection_max" => |b, at| put(&mut b.ejection_max, above_zero(at)),
+        "window" => |b, at| put(&mut b.window, at.duration()),
+        "window_duration_seconds" = "window" => |b, at| put(&mut b.window, above_zero(at)),
+    },
+};
+
+static SCHEDULING: Section<Scheduling> = Section {
+    name: "scheduling",
+    rows: rows! {
+        "prefill" => |s, at| put(&mut s.prefill, at.text().map(policy_name)),
+        "decode" => |s, at| put(&mut s.decode, at.text().map(policy_name)),
+        "load_view_max_age" => |s, at| put(&mut s.load_view_max_age, at.duration_or_zero()),
+    },
+};
+
+static STARTUP: Section<()> = Section {
+    name: "startup config",
+    rows: rows! {
+        "wait_timeout_seconds" => no_effect_startup,
+        "probe_interval_seconds" => no_effect_startup,
+        "heartbeat_interval_seconds" => no_effect_startup,
+    },
+};
+
+/// An item of a stage's list in its long form.
+#[derive(Default)]
+struct Item {
+    address: Option<Address>,
+    role: Option<Role>,
+    weight: Option<f64>,
+    model: String,
+}
+
+static STAGE_ITEM: Section<Item> = Section {
+    name: "an instance",
+    rows: rows! {
+        "address" => |i, at| i.address = read_address(at),
+        "weight" => |i, at| i.weight = read_weight(at),
+    },
+};
+
+static INSTANCE: Section<Item> = Section {
+    name: "an instance",
+    rows: rows! {
+        "address" => |i, at| i.address = read_address(at),
+        "role" => |i, at| i.role = read_role(at),
+        "weight" => |i, at| i.weight = read_weight(at),
+        "model" => |i, at| put(&mut i.model, at.text().map(Into::into)),
+    },
+};
+
+/// Every key that can be written, for the test that `configs/reference.yaml` shows it.
+pub fn keys() -> Vec<String> {
+    fn of<'a, T>(prefix: &'a str, section: &'a Section<T>) -> impl Iterator<Item = String> + 'a {
+        section
+            .rows
+            .iter()
+            .map(move |row| format!("{prefix}{}", row.name))
+    }
+    of("", &TOP)
+        .chain(of("limits.", &LIMITS))
+        .chain(of("timeouts.", &TIMEOUTS))
+        .chain(of("retry.", &RETRY))
+        .chain(of("health_check.", &HEALTH_CHECK))
+        .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
+        .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("startup.", &STARTUP))
+        .collect()
+}
+
+// --- Instances ------------------------------------------------------------------------------------
+
+fn read_address(at: &mut At) -> Option<Address> {
+    let text = match &at.node.value {
+        Value::Text(text) => text.clone(),
+        Value::Integer(number) => number.to_string(), // a bare port: let the address rule say so
+        _ => {
+            at.mistyped("an address");
+            return None;
+        }
+    };
+    match Address::parse(&text) {
+        Ok(address) => Some(address),
+        Err(why) => {
+            at.fail(why, "");
+            None
+        }
+    }
+}
+
+fn read_weight(at: &mut At) -> Option<f64> {
+    let weight = at.float(0.0..=1e6)?;
+    if weight > 0.0 {
+        return Some(weight);
+    }
+    at.fail(
+        "weight must be above 0, got 0",
+        "remove the instance to send it nothing",
+    );
+    None
+}
+
+fn read_role(at: &mut At) -> Option<Role> {
+    let text = at.text()?;
+    match text {
+        "encode" => Some(Role::Encode),
+        "prefill" => Some(Role::Prefill),
+        "decode" => Some(Role::Decode),
+        "aggregated" | "dual" => Some(Role::Aggregated),
+        _ => {
+            let message =
+                format!("role must be 'prefill', 'decode', or 'aggregated', got '{text}'");
+            at.fail(
+                message,
+                suggest(text, &["encode", "prefill", "decode", "aggregated", "dual"]),
+            );
+            None
+        }
+    }
+}
+
+/// `prefill:` and its sisters: a list of addresses, or the topology form.
+fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
+    match &at.node.value {
+        Value::Map(_) if matches!(role, Role::Prefill | Role::Decode) => {
+            read_topology(draft, at, role);
+        }
+        Value::Null | Value::List(_) => {
+            at.each("", |at| {
+                let mut item = Item::default();
+                match at.node.value {
+                    Value::Map(_) => {
+                        at.section(&mut item, &STAGE_ITEM);
+                        if item.address.is_none() {
+                            missing_in_item(at, "address");
+                        }
+                    }
+                    _ => item.address = read_address(at),
+                }
+                if let Some(address) = item.address {
+                    let weight = item.weight.unwrap_or(1.0);
+                    let instance = InstanceConfig {
+                        address,
+                        role,
+                        weight,
+                    };
+                    draft.instances.push((instance, at.path.clone()));
+                }
+            });
+        }
+        other => {
+            let got = other.type_name();
+            let forms = match role {
+                Role::Prefill | Role::Decode => "a list of addresses or a topology dict",
+                _ => "a list of addresses",
+            };
+            let message = format!("{} must be {forms}, got {got}", role.name());
+            at.fail(message, format!("write {}: [10.0.0.1:8100]", role.name()));
+        }
+    }
+}
+
+/// Reported only if the key is not there at all: else its own problem is.
+fn missing_in_item(at: &mut At, key: &str) {
+    let Value::Map(entries) = &at.node.value else {
+        return;
+    };
+    if !entries.iter().any(|entry| entry.key == key) {
+        at.fail(format!("an instance needs '{key}'"), "");
+    }
+}
+
+/// As written, each size kept unread so that all are judged together.
+fn read_topology(draft: &mut Draft, at: &mut At, role: Role) {
+    const KEYS: [&str; 4] = ["nodes", "tp_size", "dp_size", "world_size_per_node"];
+    let name = role.name();
+    let Value::Map(entries) = &at.node.value else {
+        return;
+    };
+    let mut nodes: Option<Vec<Address>> = None;
+    let mut sizes: [Option<u64>; 3] = [None; 3];
+    for index in at.entries() {
+        let key = entries[index].key.as_str();
+        let mut at = at.entry(index);
+        match KEYS.iter().position(|known| *known == key) {
+            Some(0) => {
+                let (mut good, mut bad) = (Vec::new(), false);
+                let listed = at.each("a list of host:port", |at| {
+                    let node = at.text().map(|text| topology::parse_node(name, text));
+                    match node {
+                        Some(Ok(node)) => good.push(node),
+                        Some(Err(why)) => {
+                            at.fail(why, "write host:port, with the port of its first instance");
+                            bad = true;
+                        }
+                        None => bad = true,
+                    }
+                });
+                nodes = (listed && !bad).then_some(good);
+            }
+            Some(size) => {
+                sizes[size - 1] = at.whole().and_then(|n| {
+                    let size = u64::try_from(n).ok().filter(|n| *n >= 1);
+                    if size.is_none() {
+                        at.fail(format!("{name} {key} must be at least 1, got {n}"), "");
+                    }
+                    size
+                });
+            }
+            None => {
+                let message = format!("{name} topology config has unknown keys: ['{key}']");
+                at.fail(message, suggest(key, &KEYS));
+            }
+        }
+    }
+    let written = |key: &&&str| entries.iter().any(|entry| entry.key == **key);
+    let missing: Vec<String> = KEYS
+        .iter()
+        .filter(|key| !written(key))
+        .map(|key| format!("'{key}'"))
+        .collect();
+    if !missing.is_empty() {
+        let message = format!(
+            "{name} topology config missing keys: [{}]",
+            missing.join(", ")
+        );
+        at.fail(message, "");
+        return;
+    }
+    let (Some(nodes), [Some(tp_size), Some(dp_size), Some(world_size_per_node)]) = (nodes, sizes)
+    else {
+        return;
+    };
+    let topology = Topology {
+        nodes,
+        tp_size,
+        dp_size,
+        world_size_per_node,
+    };
+    match topology::expand(name, &topology) {
+        Ok(addresses) => {
+            let instance = |address| InstanceConfig {
+                address,
+                role,
+                weight: 1.0,
+            };
+            let path = &at.path;
+            draft
+                .instances
+                .extend(addresses.into_iter().map(|a| (instance(a), path.clone())));
+        }
+        Err(why) => at.fail(why, ""),
+    }
+}
+
+fn read_instances(draft: &mut Draft, at: &mut At) {
+    at.each("a list of {address, role}", |at| {
+        let mut item = Item::default();
+        let Value::Map(_) = at.node.value else {
+            return at.mistyped("{address, role}");
+        };
+        at.section(&mut item, &INSTANCE);
+        missing_in_item(at, "address");
+        missing_in_item(at, "role");
+        if !item.model.is_empty() && !draft.models.contains(&item.model) {
+            draft.models.push(item.model);
+            if draft.models.len() == 2 {
+                let message = "instances of several models are not supported yet";
+                at.fail(message, "run one pdrelay per model");
+            }
+        }
+        let (Some(address), Some(role)) = (item.address, item.role) else {
+            return;
+        };
+        let instance = InstanceConfig {
+            address,
+            role,
+            weight: item.weight.unwrap_or(1.0),
+        };
+        let twice = draft
+            .instances
+            .iter()
+            .any(|(i, place)| place.starts_with("instances") && same(i, &instance));
+        if twice {
+            let message = format!(
+                "Instance '{}' is listed twice as {}",
+                instance.address,
+                role.name()
+            );
+            return at.warn(message, "the first one counts");
+        }
+        draft.instances.push((instance, at.path.clone()));
+    });
+}
+
+fn same(a: &InstanceConfig, b: &InstanceConfig) -> bool {
+    a.address == b.address && a.role == b.role
+}
+
+// --- Single values --------------------------------------------------------------------------------
+
+/// An IP (v6 with or without brackets), `localhost` or a DNS name; stored without brackets.
+pub fn parse_host(text: &str) -> Result<String, String> {
+    let bare = text.trim();
+    let bare = bare
+        .strip_prefix('[')
+        .and_then(|t| t.strip_suffix(']'))
+        .unwrap_or(bare);
+    let bracketed = if bare.contains(':') {
+        format!("[{bare}]:1")
+    } else {
+        format!("{bare}:1")
+    };
+    match Address::parse(&bracketed) {
+        Ok(Address::Tcp { host, .. }) if host == bare => Ok(host),
+        _ => Err(format!(
+            "host must be an IP address or localhost (or a host name), got '{text}'"
+        )),
+    }
+}
+
+fn read_host(at: &mut At) -> Option<String> {
+    let parsed = parse_host(at.text()?);
+    match parsed {
+        Ok(host) => Some(host),
+        Err(why) => {
+            at.fail(
+                why,
+                "0.0.0.0 listens on every IPv4 interface, :: on IPv6 as well",
+            );
+            None
+        }
+    }
+}
+
+fn read_port(at: &mut At) -> Option<u16> {
+    let number = at.whole()?;
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Some(port),
+        _ => {
+            at.fail(
+                format!("port must be between 1 and 65535, got {number}"),
+                "",
+            );
+            None
+        }
+    }
+}
+
+const LOG_LEVELS: [(&str, LogLevel); 4] = [
+    ("debug", LogLevel::Debug),
+    ("error", LogLevel::Error),
+    ("info", LogLevel::Info),
+    ("warning", LogLevel::Warning),
+];
+
+impl LogLevel {
+    pub fn name(self) -> &'static str {
+        LOG_LEVELS
+            .iter()
+            .find(|(_, level)| *level == self)
+            .map_or("info", |(name, _)| name)
+    }
+
+    /// The error is the sentence to show.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lower = text.trim().to_ascii_lowercase();
+        match LOG_LEVELS.iter().find(|(name, _)| *name == lower) {
+            Some((_, level)) => Ok(*level),
+            None => Err(format!(
+                "log_level must be one of ['debug', 'error', 'info', 'warning'], got '{text}'"
+            )),
+        }
+    }
+}
+
+fn read_log_level(at: &mut At) -> Option<LogLevel> {
+    let text = at.text()?;
+    match LogLevel::parse(text) {
+        Ok(level) => Some(level),
+        Err(why) => {
+            at.fail(why, suggest(text, &LOG_LEVELS.map(|(name, _)| name)));
+            None
+        }
+    }
+}
+
+/// `[0, 2]`, `0`, or `"0,2-5"`. Whether they are distinct is for `check.rs`.
+fn read_cpus(at: &mut At) -> Option<Vec<usize>> {
+    match &at.node.value {
+        Value::Null => None,
+        Value::Integer(_) => at.integer(0..=65_535).map(|cpu| vec![cpu]),
+        Value::Text(text) => cpu_ranges(text, at),
+        _ => {
+            let mut cpus = Some(Vec::new());
+            let listed = at.each("a list of CPU numbers", |at| {
+                let more = match &at.node.value {
+                    Value::Text(text) => cpu_ranges(text, at),
+                    _ => at.integer(0..=65_535).map(|cpu| vec![cpu]),
+                };
+                match (&mut cpus, more) {
+                    (Some(cpus), Some(more)) => cpus.extend(more),
+                    _ => cpus = None,
+                }
+            });
+            cpus.filter(|_| listed)
+        }
+    }
+}
+
+fn cpu_ranges(text: &str, at: &mut At) -> Option<Vec<usize>> {
+    match parse_cpus(text) {
+        Ok(cpus) => Some(cpus),
+        Err(why) => {
+            at.fail(format!("cpus: {why}"), "write [0, 2] or \"0,2-5\"");
+            None
+        }
+    }
+}
+
+fn read_forward(at: &mut At) -> Vec<String> {
+    let mut paths = Vec::new();
+    at.each("a list of paths", |at| {
+        let Some(path) = at.text() else { return };
+        let why = match path.strip_suffix('*').unwrap_or(path) {
+            stem if stem.contains('*') => Some("may have a '*' only at its end"),
+            stem => path_error(stem),
+        };
+        match why {
+            None => paths.push(path.to_owned()),
+            Some(why) => {
+                at.fail(
+                    format!("forward path '{path}' {why}"),
+                    "write /path, or /path/* for all below",
+                );
+            }
+        }
+    });
+    paths
+}
+
+/// Why a text cannot stand in a request line as its path.
+fn path_error(path: &str) -> Option<&'static str> {
+    if !path.starts_with('/') {
+        Some("must begin with '/'")
+    } else if path.contains(['?', '#']) {
+        Some("must not have a query or fragment")
+    } else if !path.bytes().all(|b| b.is_ascii_graphic()) {
+        Some("must be of visible ASCII characters")
+    } else {
+        None
+    }
+}
+
+/// Why a text cannot be sent as a key, in words that do not show it.
+pub fn secret_error(text: &str) -> Option<&'static str> {
+    let fits = text.bytes().all(|b| b.is_ascii_graphic());
+    (!fits).then_some("has a character that cannot be sent in a header")
+}
+
+fn read_secret(at: &mut At) -> Option<Secret> {
+    if at.is_null() {
+        return None;
+    }
+    let text = at.text()?;
+    if let Some(why) = secret_error(text) {
+        let message = format!("{} {why}", at.name());
+        at.fail(message, "");
+        return None;
+    }
+    (!text.is_empty()).then(|| Secret(text.into()))
+}
+
+fn above_zero(at: &mut At) -> Option<Duration> {
+    let value = at.duration_in(SECOND)?;
+    if value.is_zero() {
+        let message = format!("{} must be above 0", at.name());
+        at.fail(message, "");
+        return None;
+    }
+    Some(value)
+}
+
+// --- Handshake and scheduling ---------------------------------------------------------------------
+
+fn read_mode(draft: &mut Draft, at: &mut At) {
+    match at.text() {
+        Some("direct") => draft.mode = Some("sequential"),
+        Some("nixl") => draft.mode = Some("nixl"),
+        Some("zmq") => {
+            let fix = "use handshake: nixl or sequential";
+            not_supported(at, "disaggregated_mode: zmq", fix);
+        }
+        Some(other) => {
+            let message = format!("disaggregated_mode must be 'direct' or 'nixl', got '{other}'");
+            at.fail(message, "handshake: NAME is our own key for it");
+        }
+        None => {}
+    }
+}
+
+/// Our name of a policy, from any of its names.
+pub fn policy_name(text: &str) -> String {
+    match text {
+        "roundrobin" | "round_robin" => "round_robin",
+        "loadbalanced" | "load_balanced" | "least_load" => "least_load",
+        other => other,
+    }
+    .into()
+}
+
+fn read_scheduling(scheduling: &mut Scheduling, at: &mut At) {
+    match at.node.value {
+        Value::Map(_) | Value::Null => _ = at.section(scheduling, &SCHEDULING),
+        Value::Text(_) => {
+            if let Some(name) = at.text().map(policy_name) {
+                scheduling.prefill = name.clone();
+                scheduling.decode = name;
+            }
+        }
+        _ => at.mistyped("a policy's name or a mapping {prefill, decode, load_view_max_age}"),
+    }
+}
+
+// --- Keys of the old proxy ------------------------------------------------------------------------
+
+fn not_supported(at: &mut At, what: &str, fix: &str) {
+    at.fail(format!("{what} is not supported yet"), fix);
+}
+
+fn no_effect(at: &mut At, why: &str) {
+    if !at.is_null() {
+        let message = format!("{} has no effect: {why}", at.name());
+        at.warn(message, "remove it");
+    }
+}
+
+fn no_effect_startup<T>(_: &mut T, at: &mut At) {
+    if !at.is_null() && at.float(0.0..=f64::MAX).is_some() {
+        no_effect(
+            at,
+            "pdrelay listens at once and asks by itself who is up (health_check)",
+        );
+    }
+}
+
+fn policy_options(_: &mut Draft, at: &mut At) {
+    match at.node.value {
+        Value::Map(_) | Value::Null => no_effect(at, "no policy has options yet"),
+        _ => {
+            let got = at.node.value.type_name();
+            let message = format!("'{}' must be a mapping, got {got}", at.name());
+            at.fail(message, "");
+        }
+    }
+}
+
+fn read_first_token_source(_: &mut Draft, at: &mut At) {
+    match at.text() {
+        Some("decode") | None => {}
+        Some("prefill") => {
+            let fix = "remove it: the decode instance sends the first token";
+            not_supported(at, "first_token_source: prefill", fix);
+        }
+        Some(other) => {
+            let message =
+                format!("first_token_source must be 'prefill' or 'decode', got '{other}'");
+            at.fail(message, "");
+        }
+    }
+}
+
+// --- The file as a whole --------------------------------------------------------------------------
+
+/// What the keys of one file demand of each other, once all are read.
+pub fn settle(draft: &mut Draft, report: &mut Report) {
+    match (draft.mode, &draft.handshake) {
+        (Some(mode), Some(handshake)) if mode != handshake => {
+            let message = format!(
+                "disaggregated_mode means handshake: {mode}, but handshake is '{handshake}'"
+            );
+            report.problem("disaggregated_mode", message, "keep one of the two keys");
+        }
+        (Some(mode), _) => draft.handshake = Some(mode.into()),
+        (None, _) => {}
+    }
+
+    if draft.roundrobin {
+        let scheduling = &mut draft.config.scheduling;
+        let named = report.is_set("scheduling.prefill")
+            || report.is_set("scheduling.decode")
+            || (report.is_set("scheduling") && !report.is_set("scheduling.load_view_max_age"));
+        if !named {
+            scheduling.prefill = "round_robin".into();
+            scheduling.decode = "round_robin".into();
+        } else if scheduling.prefill != "round_robin" || scheduling.decode != "round_robin" {
+            let message = "roundrobin has no effect: 'scheduling' decides";
+            report.warning("roundrobin", message, "remove it");
+        }
+    }
+
+    let lists = Role::ALL.map(Role::name);
+    let lists = lists
+        .iter()
+        .filter(|key| report.is_set(key))
+        .copied()
+        .collect::<Vec<_>>();
+    let listed = draft
+        .instances
+        .iter()
+        .any(|(_, place)| !place.starts_with("instances"));
+    if report.is_set("instances") && listed {
+        let message =
+            "Cannot use 'instances' or 'models' together with legacy 'prefill'/'decode' lists.";
+        let fix = format!(
+            "move what is under {} into instances, or the other way",
+            lists.join(", ")
+        );
+        report.problem("instances", message, fix);
+    }
+
+    let config = &mut draft.config;
+    if let [model] = draft.models.as_slice() {
+        if config.model.is_empty() {
+            config.model = model.clone();
+        } else if config.model != *model {
+            let message = format!(
+                "the instances' model '{model}' is not model '{}'",
+                config.model
+            );
+            report.problem("instances", message, "several models are not supported yet");
+        }
+    }
+
+    // A default never contradicts what was written about its sister.
+    let breaker = &mut config.circuit_breaker;
+    if !report.is_set("circuit_breaker.ejection_initial") {
+        breaker.ejection_initial = breaker.ejection_initial.min(breaker.ejection_max);
+    } else if !report.is_set("circuit_breaker.ejection_max")
+        && !report.is_set("circuit_breaker.timeout_duration_seconds")
+    {
+        breaker.ejection_max = breaker.ejection_max.max(breaker.ejection_initial);
+    }
+    let retry = &mut config.retry;
+    let is_set = |key: &str| {
+        report.is_set(&format!("retry.{key}")) || report.is_set(&format!("retry.{key}_ms"))
+    };
+    if !is_set("initial_backoff") {
+        retry.initial_backoff = retry.initial_backoff.min(retry.max_backoff);
+    } else if !is_set("max_backoff") {
+        retry.max_backoff = retry.max_backoff.max(retry.initial_backoff);
+    }
+}

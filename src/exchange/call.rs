@@ -1,0 +1,229 @@
+//! `call`: a leg whose whole answer is wanted (prefill, encode).
+
+use std::io;
+use std::time::Instant;
+
+use crate::error::{Error, Kind, Stage};
+use crate::net::sweep::Wait;
+use crate::wire::chunk::ChunkScan;
+use crate::wire::head::{Framing, ResponseHead};
+use crate::wire::json::{Edit, Object};
+use crate::wire::openai;
+
+use super::send::{Leg, Opened};
+use super::{Exchange, Picked, Stop};
+
+/// A whole answer of one stage.
+pub struct Answer {
+    pub head: ResponseHead,
+    bytes: Vec<u8>,
+    head_len: usize,
+    body: Vec<u8>,
+    /// The index of the body; empty if it is no JSON object.
+    object: Object,
+}
+
+impl Answer {
+    pub fn head_bytes(&self) -> &[u8] {
+        &self.bytes[..self.head_len]
+    }
+
+    pub fn body(&self) -> &[u8] {
+        if self.body.is_empty() {
+            &self.bytes[self.head_len..]
+        } else {
+            &self.body
+        }
+    }
+
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// A top-level member of the answer, as raw JSON.
+    pub fn field(&self, key: &str) -> Option<&[u8]> {
+        self.object.get(self.body(), key)
+    }
+}
+
+impl Exchange {
+    /// The client's request as a prefill leg: one token, one choice, a whole answer.
+    pub fn prefill_leg(&self) -> Leg {
+        let mut leg = Leg::new(Stage::Prefill);
+        leg.edits = openai::prefill_edits();
+        leg.edits.push(Edit::Remove(openai::KV_PARAMS));
+        leg.plain_answer = true;
+        leg
+    }
+
+    /// Sends the leg and leaves the answer's body flowing, to be relayed.
+    pub async fn open(&self, picked: Picked, mut leg: Leg) -> Result<Opened, Stop> {
+        let began = Instant::now();
+        if leg.edits.is_empty() && !leg.verbatim {
+            leg.edits.push(Edit::Remove(openai::KV_PARAMS));
+        }
+        let opened = self.send(picked, &leg).await?;
+        self.trace.decode_head.set(Some(began.elapsed()));
+        Ok(opened)
+    }
+
+    /// Sends the leg and reads its whole answer. An answer that is not a 2xx ends the request: it is
+    /// what the client gets.
+    pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {
+        let began = Instant::now();
+        let opened = self.send(picked, &leg).await?;
+        let mut answer = self.read_answer(opened, &leg).await?;
+        self.trace.prefill.set(Some(began.elapsed()));
+        if !(200..300).contains(&answer.head.status) {
+            return Err(Stop::Answer(Box::new(answer)));
+        }
+        let depth = self.tools.config.limits.json_depth_max;
+        if let Ok(object) = Object::scan(answer.body(), depth) {
+            answer.object = object;
+        }
+        if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
+            self.cluster
+                .estimate
+                .learn(self.request.summary.prompt_bytes, tokens);
+        }
+        Ok(answer)
+    }
+
+    async fn read_answer(&self, opened: Opened, leg: &Leg) -> Result<Answer, Stop> {
+        let Opened {
+            lease,
+            picked,
+            head,
+            bytes,
+            head_len,
+            framing,
+            stage,
+        } = opened;
+        let fail = |kind, cause: &'static str| {
+            Stop::Error(Error::new(kind, stage, cause).at(&picked.instance().name))
+        };
+        let max = self.tools.config.limits.answer_bytes_max;
+        let guard = self.slot.watch_upstream(lease.stream.fd());
+        self.slot
+            .arm(Wait::Prefill, self.tools.config.timeouts.prefill);
+        let mut body = Body::new(framing, bytes, head_len);
+        let result = loop {
+            match body.progress() {
+                Ok(true) => break Ok(()),
+                Ok(false) => {}
+                Err(what) => break Err((Kind::BadResponse, what)),
+            }
+            if body.received() > max {
+                break Err((
+                    Kind::AnswerTooLarge,
+                    "its answer is larger than limits.answer_bytes_max",
+                ));
+            }
+            let (result, back) = lease.stream.read(body.room()).await;
+            body.bytes = back;
+            match result {
+                Ok(n) if n > 0 => {}
+                Ok(_) if framing == Framing::Close => {
+                    body.ended = true;
+                }
+                end => break Err((Kind::Reset, cut(&end))),
+            }
+        };
+        self.slot.disarm();
+        drop(guard);
+        if let Err((kind, what)) = result {
+            self.still_wanted(leg.stage)?;
+            return Err(fail(kind, what));
+        }
+        if head.reusable(framing) && body.exact() {
+            lease.finish(self.tools.sweep.clock.coarse_ms());
+        }
+        let Body { bytes, decoded, .. } = body;
+        Ok(Answer {
+            head,
+            bytes,
+            head_len,
+            body: decoded,
+            object: Object::default(),
+        })
+    }
+}
+
+fn cut(result: &io::Result<usize>) -> &'static str {
+    match result {
+        Ok(_) => "its answer was cut short",
+        Err(_) => "the connection broke within its answer",
+    }
+}
+
+/// An answer's body on its way in.
+struct Body {
+    framing: Framing,
+    bytes: Vec<u8>,
+    head_len: usize,
+    scan: ChunkScan,
+    /// Bytes of `bytes` that the chunk scan has taken.
+    scanned: usize,
+    decoded: Vec<u8>,
+    ended: bool,
+}
+
+impl Body {
+    fn new(framing: Framing, bytes: Vec<u8>, head_len: usize) -> Body {
+        let scan = ChunkScan::default();
+        Body {
+            framing,
+            bytes,
+            head_len,
+            scan,
+            scanned: head_len,
+            decoded: Vec::new(),
+            ended: false,
+        }
+    }
+
+    /// Takes in what has arrived. True when the body is complete.
+    fn progress(&mut self) -> Result<bool, &'static str> {
+        match self.framing {
+            Framing::Length(n) => Ok(self.received() as u64 >= n),
+            Framing::Close => Ok(self.ended),
+            Framing::Chunked => {
+                let decoded = &mut self.decoded;
+                let used = self
+                    .scan
+                    .feed(&self.bytes[self.scanned..], |d| {
+                        decoded.extend_from_slice(d)
+                    })
+                    .map_err(|bad| bad.0)?;
+                self.scanned += used;
+                Ok(self.scan.done())
+            }
+        }
+    }
+
+    fn received(&self) -> usize {
+        self.bytes.len() - self.head_len
+    }
+
+    /// Nothing came after the body: the connection is in a known state.
+    fn exact(&self) -> bool {
+        match self.framing {
+            Framing::Length(n) => self.received() as u64 == n,
+            Framing::Chunked => self.scanned == self.bytes.len(),
+            Framing::Close => false,
+        }
+    }
+
+    fn room(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let free = bytes.capacity() - bytes.len();
+        let wanted = match self.framing {
+            Framing::Length(n) => (self.head_len as u64 + n).saturating_sub(bytes.len() as u64),
+            _ => 1,
+        };
+        if (free as u64) < wanted.min(64 << 10) || free == 0 {
+            bytes.reserve((wanted as usize).clamp(4 << 10, 1 << 20));
+        }
+        bytes
+    }
+}

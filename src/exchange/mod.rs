@@ -1,0 +1,200 @@
+//! Floor 4: one client request, and the tools to answer it: pick, call, open, reply.
+//!
+//! * **For:** everything a handshake needs, so that a handshake is a script that reads like its diagram.
+//! * **Must never:** know the order of stages or what their parameters mean (that is `handshake/`); hand
+//!   a byte of one request to another; retry anything after the first byte reached the client.
+//! * **To extend:** a new verb takes `&Exchange`, waits only on operations that the request's slot can
+//!   end, and returns `Err(Stop)` when the client is gone, so that scripts unwind by `?`.
+
+pub mod call;
+pub mod grant;
+pub mod pick;
+pub mod relay;
+pub mod reply;
+pub mod request;
+pub mod send;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cluster::Cluster;
+use crate::cluster::load::LoadView;
+use crate::config::Config;
+use crate::error::{Error, Kind, Stage};
+use crate::metrics::{Counter, ShardMetrics};
+use crate::net::buffer::Buffers;
+use crate::net::pool::Pool;
+use crate::net::runtime::Driver;
+use crate::net::sweep::{Fired, Slot, Sweep, Wait};
+use crate::policy::Policy;
+use crate::rng::Rng;
+use crate::shared::Reader;
+
+pub use call::Answer;
+pub use pick::Picked;
+pub use reply::Reply;
+pub use request::Request;
+pub use send::{Leg, Opened};
+
+/// What one shard owns and lends to its requests.
+pub struct Tools {
+    pub driver: Driver,
+    pub config: Arc<Config>,
+    pub cluster: Reader<Cluster>,
+    pub policies: Arc<Policies>,
+    pub buffers: Rc<Buffers>,
+    pub pool: Rc<Pool>,
+    pub view: Rc<LoadView>,
+    pub sweep: Rc<Sweep>,
+    pub metrics: Rc<ShardMetrics>,
+    pub rng: Rng,
+    /// Counts picks: where ties begin.
+    pub rotation: Cell<u64>,
+    /// Reused by every pick.
+    pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+}
+
+/// The policy of each role; one object for all shards.
+pub struct Policies {
+    pub prefill: Box<dyn Policy>,
+    pub decode: Box<dyn Policy>,
+    pub aggregated: Box<dyn Policy>,
+    pub encode: Box<dyn Policy>,
+}
+
+/// Why a script ends early. `?` carries it up to the attempt, which answers the client.
+pub enum Stop {
+    /// An instance has answered in full, with a status that ends the request: the client gets it as is.
+    Answer(Box<Answer>),
+    /// Nothing has reached the client; it gets this as an error body.
+    Error(Error),
+    /// As `Error`, and a new attempt from the start may succeed.
+    Again(Error),
+    /// The reply had begun; the client's connection is broken off.
+    Broken(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+/// One request under way.
+pub struct Exchange {
+    pub tools: Rc<Tools>,
+    pub request: Request,
+    pub slot: Rc<Slot>,
+    /// One snapshot for the whole request.
+    pub cluster: Rc<Arc<Cluster>>,
+    pub trace: Trace,
+}
+
+/// What happened to one request, for its access line, its metrics and `Server-Timing`.
+pub struct Trace {
+    /// When the first byte of the head was there.
+    pub started: Instant,
+    pub body: Cell<Option<Duration>>,
+    pub prefill: Cell<Option<Duration>>,
+    pub decode_head: Cell<Option<Duration>>,
+    pub stream: Cell<Option<Duration>>,
+    pub ttft: Cell<Option<Duration>>,
+    pub prefill_at: RefCell<Option<Arc<str>>>,
+    pub decode_at: RefCell<Option<Arc<str>>>,
+    pub retries: Cell<u8>,
+    /// The stage the request is in.
+    pub stage: Cell<Stage>,
+}
+
+impl Trace {
+    pub fn new(started: Instant) -> Trace {
+        Trace {
+            started,
+            body: Cell::default(),
+            prefill: Cell::default(),
+            decode_head: Cell::default(),
+            stream: Cell::default(),
+            ttft: Cell::default(),
+            prefill_at: RefCell::default(),
+            decode_at: RefCell::default(),
+            retries: Cell::default(),
+            stage: Cell::new(Stage::Body),
+        }
+    }
+
+    pub fn retried(&self) {
+        self.retries.set(self.retries.get().saturating_add(1));
+    }
+
+    /// `Server-Timing` (W3C): milliseconds per stage, as far as known when the head is sent.
+    pub fn server_timing(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"server-timing: ");
+        let spans = [
+            ("body", self.body.get()),
+            ("prefill", self.prefill.get()),
+            ("decode_head", self.decode_head.get()),
+            ("total", Some(self.started.elapsed())),
+        ];
+        let mut first = true;
+        for (name, span) in spans {
+            let Some(span) = span else { continue };
+            if !first {
+                out.extend_from_slice(b", ");
+            }
+            first = false;
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b";dur=");
+            let us = span.as_micros() as u64;
+            out.extend_from_slice(itoa::Buffer::new().format(us / 1000).as_bytes());
+            out.push(b'.');
+            let rest = us % 1000;
+            out.extend_from_slice(&[
+                b'0' + (rest / 100) as u8,
+                b'0' + (rest / 10 % 10) as u8,
+                b'0' + (rest % 10) as u8,
+            ]);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+impl Exchange {
+    /// What ended the operation that just failed, if it was us: the client's leaving, or a deadline.
+    pub fn ended(&self, stage: Stage) -> Option<Error> {
+        match self.slot.fired()? {
+            Fired::ClientGone => Some(gone(stage)),
+            Fired::Deadline(wait) => {
+                self.tools.metrics.inc(Counter::timeouts(stage));
+                Some(timed_out(stage, wait))
+            }
+        }
+    }
+
+    /// To be asked before an operation is begun: after the client left, nothing new is.
+    pub fn still_wanted(&self, stage: Stage) -> Result<(), Stop> {
+        match self.ended(stage) {
+            Some(error) => Err(Stop::Error(error)),
+            None => Ok(()),
+        }
+    }
+}
+
+pub fn gone(stage: Stage) -> Error {
+    Error::new(Kind::ClientGone, stage, "the client left")
+}
+
+fn timed_out(stage: Stage, wait: Wait) -> Error {
+    let kind = match wait {
+        Wait::Head | Wait::Body | Wait::KeepAlive | Wait::ClientWrite | Wait::Linger => {
+            Kind::ClientTimeout
+        }
+        _ => Kind::Timeout,
+    };
+    Error::new(
+        kind,
+        stage,
+        format!("the wait ended after timeouts.{}", wait.name()),
+    )
+}

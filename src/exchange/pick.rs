@@ -1,0 +1,169 @@
+//! Picking: snapshot, candidates, policy, load charged.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cluster::ejection::{Admission, now_ms};
+use crate::cluster::load::InFlight;
+use crate::cluster::{Health, Instance};
+use crate::config::Role;
+use crate::error::{Error, Kind, Stage};
+use crate::log;
+use crate::policy::{Ask, Candidate};
+
+use super::{Exchange, Stop};
+
+/// An instance chosen for one leg, charged with it until this is dropped.
+pub struct Picked {
+    pub in_flight: InFlight,
+    /// This request is the one trial of an ejected instance.
+    pub trial: bool,
+}
+
+impl Picked {
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.in_flight.instance
+    }
+}
+
+impl Exchange {
+    /// Chooses an instance of this role.
+    pub fn pick(&self, role: Role) -> Result<Picked, Stop> {
+        self.pick_except(role, &[])
+    }
+
+    /// Chooses one that is not among `tried` (by index).
+    pub fn pick_except(&self, role: Role, tried: &[usize]) -> Result<Picked, Stop> {
+        let instances = self.cluster.role(role);
+        let now = now_ms();
+        let mut candidates = self.tools.candidates.borrow_mut();
+        // In order of preference: those in good standing; then whoever is not tried, ejected or not.
+        for strict in [true, false] {
+            self.fill(&mut candidates, instances, tried, strict.then_some(now));
+            while !candidates.is_empty() {
+                let at = self.choose(role, &candidates);
+                let instance = &instances[candidates[at].position];
+                let trial = strict && instance.ejection.admission(now) == Admission::Trial;
+                if trial && !instance.ejection.claim_trial(now) {
+                    candidates.swap_remove(at);
+                    continue;
+                }
+                let tokens = self.prompt_tokens();
+                return Ok(Picked {
+                    in_flight: self.tools.view.charge(instance, tokens),
+                    trial,
+                });
+            }
+        }
+        Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
+    }
+
+    fn prompt_tokens(&self) -> u64 {
+        self.cluster
+            .estimate
+            .tokens(self.request.summary.prompt_bytes)
+    }
+
+    fn fill(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        instances: &[Arc<Instance>],
+        tried: &[usize],
+        standing_at: Option<u64>,
+    ) {
+        candidates.clear();
+        // One clock for the shard's view: since the shard's own start.
+        let now_us = self
+            .tools
+            .sweep
+            .clock
+            .since_start(Instant::now())
+            .as_micros() as u64;
+        for (position, instance) in instances.iter().enumerate() {
+            if tried.contains(&instance.index) {
+                continue;
+            }
+            if let Some(now) = standing_at {
+                if instance.health() == Health::Unhealthy || instance.ejection.ejected(now) {
+                    continue;
+                }
+            }
+            let load = self.tools.view.read(instance, now_us);
+            candidates.push(Candidate {
+                position,
+                load,
+                weight: instance.weight,
+            });
+        }
+    }
+
+    fn choose(&self, role: Role, candidates: &[Candidate]) -> usize {
+        if candidates.len() == 1 {
+            return 0;
+        }
+        let rotation = self.tools.rotation.get();
+        self.tools.rotation.set(rotation.wrapping_add(1));
+        let ask = Ask {
+            role,
+            prompt_tokens: self.prompt_tokens(),
+            rotation,
+        };
+        let policies = &self.tools.policies;
+        let policy = match role {
+            Role::Encode => &policies.encode,
+            Role::Prefill => &policies.prefill,
+            Role::Decode => &policies.decode,
+            Role::Aggregated => &policies.aggregated,
+        };
+        policy.pick(candidates, &ask).min(candidates.len() - 1)
+    }
+
+    /// The picked instance could not be reached: eject it, process-wide.
+    pub fn unreachable(&self, picked: &Picked, why: &std::io::Error) {
+        let instance = picked.instance();
+        let jitter = self.tools.rng.unit();
+        let fresh = if picked.trial {
+            instance.ejection.trial_failed(now_ms(), jitter);
+            true
+        } else {
+            instance.ejection.failed(now_ms(), jitter)
+        };
+        let metrics = &self.tools.metrics;
+        use crate::metrics::{Failure, InstanceCounter};
+        instance
+            .metrics
+            .inc(metrics, InstanceCounter::failures(Failure::Connect));
+        if fresh {
+            instance.metrics.inc(metrics, InstanceCounter::ejections());
+            log::limited_for("ejected", &instance.name, log::Level::Warning, || {
+                let (role, name) = (instance.role.name(), &instance.name);
+                format!("{role} {name} cannot be reached ({why}): left out of choice for a while")
+            });
+        }
+    }
+
+    /// It answered: whatever was held against its reachability is over.
+    pub fn reached(&self, picked: &Picked) {
+        if picked.instance().ejection.succeeded() {
+            let instance = picked.instance();
+            log::info(|| format!("{} {} is back", instance.role.name(), instance.name));
+        }
+    }
+}
+
+fn no_instance(role: Role, all: usize, tried: usize) -> Error {
+    let role = role.name();
+    let text = if all == 0 {
+        format!("no {role} instance is configured")
+    } else if tried > 0 {
+        format!("none of the {all} {role} instances can be reached")
+    } else {
+        format!("no {role} instance is available")
+    };
+    let kind = if tried > 0 {
+        Kind::ConnectFailed
+    } else {
+        Kind::NoInstance
+    };
+    Error::new(kind, Stage::Prefill, text)
+}

@@ -1,0 +1,351 @@
+//! Relaying an opened answer to the client: one read, one write, to the end.
+//!
+//! | engine sends | to an HTTP/1.1 client | to an HTTP/1.0 client |
+//! |---|---|---|
+//! | Content-Length | the same | the same |
+//! | chunked | as it came, checked | de-chunked, until close |
+//! | until close | each read as one chunk | as it came, until close |
+//!
+//! If the engine fails in the middle, the client must not take what it has for the whole: on a chunk
+//! boundary of an event stream it gets an `error` event, and in every case its connection is broken off
+//! without the final chunk. Clients count a clean end as success.
+
+use std::time::Instant;
+
+use crate::error::{Error, Kind, Stage};
+use crate::metrics::{Broken, Counter, Failure, InstanceCounter};
+use crate::net::buffer::{CHUNK, LARGE};
+use crate::net::stream::reset_on_close;
+use crate::net::sweep::Wait;
+use crate::wire::chunk::{self, ChunkScan};
+use crate::wire::head::Framing;
+use crate::wire::openai::error_body;
+use crate::wire::sse::{self, EventEdge};
+
+use super::send::Opened;
+use super::{Exchange, Reply, Stop, gone};
+
+/// How body bytes travel from the engine's framing to the client's.
+enum Mode {
+    /// Bytes still to come.
+    Length(u64),
+    /// Chunked to chunked: checked, passed on as they are.
+    Verbatim(ChunkScan),
+    /// Chunked to a client that knows no chunks.
+    Decode(ChunkScan),
+    /// Until close, to chunks.
+    Encode,
+    /// Until close, to close.
+    UntilClose,
+    Nothing,
+}
+
+struct Relay {
+    mode: Mode,
+    /// Where an error event could go; `None` when the answer is no event stream.
+    edge: Option<EventEdge>,
+    /// The engine sent more than its body.
+    excess: bool,
+}
+
+/// What one read amounts to.
+enum Step {
+    /// Send the buffer as it is (its first `n` bytes).
+    Same(usize),
+    /// Send these bytes instead.
+    Other(Vec<u8>),
+}
+
+impl Relay {
+    fn new(framing: Framing, http11: bool, event_stream: bool) -> Relay {
+        let mode = match (framing, http11) {
+            (Framing::Length(0), _) => Mode::Nothing,
+            (Framing::Length(n), _) => Mode::Length(n),
+            (Framing::Chunked, true) => Mode::Verbatim(ChunkScan::default()),
+            (Framing::Chunked, false) => Mode::Decode(ChunkScan::default()),
+            (Framing::Close, true) => Mode::Encode,
+            (Framing::Close, false) => Mode::UntilClose,
+        };
+        Relay {
+            mode,
+            edge: event_stream.then(EventEdge::default),
+            excess: false,
+        }
+    }
+
+    fn client_framing(&self, engine: Framing) -> Framing {
+        match self.mode {
+            Mode::Verbatim(_) | Mode::Encode => Framing::Chunked,
+            Mode::Decode(_) | Mode::UntilClose => Framing::Close,
+            Mode::Length(_) | Mode::Nothing => engine,
+        }
+    }
+
+    fn done(&self) -> bool {
+        match &self.mode {
+            Mode::Length(left) => *left == 0,
+            Mode::Verbatim(scan) | Mode::Decode(scan) => scan.done(),
+            Mode::Encode | Mode::UntilClose => false,
+            Mode::Nothing => true,
+        }
+    }
+
+    /// Takes what was read. On an error nothing of it is sent, and the state is as before it.
+    fn take(&mut self, bytes: &[u8]) -> Result<Step, &'static str> {
+        let mut edge = self.edge;
+        let used = match &mut self.mode {
+            Mode::Length(left) => {
+                let n = (bytes.len() as u64).min(*left) as usize;
+                *left -= n as u64;
+                self.excess = n < bytes.len();
+                return Ok(Step::Same(n));
+            }
+            Mode::Nothing => {
+                self.excess = true;
+                return Ok(Step::Same(0));
+            }
+            Mode::Verbatim(scan) => {
+                let mut next = scan.clone();
+                let used = next
+                    .feed(bytes, |data| {
+                        if let Some(edge) = &mut edge {
+                            edge.feed(data);
+                        }
+                    })
+                    .map_err(|bad| bad.0)?;
+                *scan = next;
+                used
+            }
+            Mode::Decode(scan) => {
+                let mut out = Vec::with_capacity(bytes.len());
+                let used = scan
+                    .feed(bytes, |data| out.extend_from_slice(data))
+                    .map_err(|bad| bad.0)?;
+                self.excess = used < bytes.len();
+                return Ok(Step::Other(out));
+            }
+            Mode::Encode => {
+                let mut out = Vec::with_capacity(bytes.len() + 16);
+                chunk::put_chunk(&mut out, bytes);
+                if let Some(edge) = &mut self.edge {
+                    edge.feed(bytes);
+                }
+                return Ok(Step::Other(out));
+            }
+            Mode::UntilClose => return Ok(Step::Same(bytes.len())),
+        };
+        self.edge = edge;
+        self.excess = used < bytes.len();
+        Ok(Step::Same(used))
+    }
+
+    /// The engine closed. Is that the end of its body, and what does the client still need to see it?
+    fn close(&mut self) -> Result<&'static [u8], &'static str> {
+        match self.mode {
+            Mode::Encode => {
+                self.mode = Mode::Nothing;
+                Ok(chunk::END)
+            }
+            Mode::UntilClose => {
+                self.mode = Mode::Nothing;
+                Ok(b"")
+            }
+            _ => Err("the engine closed in the middle of its answer"),
+        }
+    }
+
+    /// May a chunk of ours be put here?
+    fn room_for_event(&self) -> Option<bool> {
+        let boundary = match &self.mode {
+            Mode::Verbatim(scan) => scan.at_boundary(),
+            Mode::Encode => true,
+            _ => false,
+        };
+        self.edge.filter(|_| boundary).map(|edge| !edge.clean())
+    }
+}
+
+impl Reply {
+    /// Gives the client the opened answer: status, end-to-end head fields, and every body byte.
+    pub async fn relay(&mut self, x: &Exchange, mut opened: Opened) -> Result<(), Stop> {
+        let stage = opened.stage;
+        x.still_wanted(stage)?;
+        let began = Instant::now();
+        let event_stream = opened.head.is_event_stream(opened.head_bytes());
+        let mut relay = Relay::new(opened.framing, self.http11, event_stream);
+        let first = self.first_write(x, &opened, &mut relay)?;
+        x.trace.stage.set(Stage::Stream);
+        x.trace.ttft.set(Some(x.trace.started.elapsed()));
+        let (result, back) = self.write(first).await;
+        self.tools.buffers.give(back);
+        self.tools.buffers.give(std::mem::take(&mut opened.bytes));
+        if result.is_err() {
+            return Err(self.client_lost(x));
+        }
+        let end = self.pump(x, &opened, &mut relay).await;
+        x.trace.stream.set(Some(began.elapsed()));
+        end?;
+        let Opened {
+            lease,
+            head,
+            framing,
+            ..
+        } = opened;
+        if head.reusable(framing) && !relay.excess {
+            lease.finish(self.tools.sweep.clock.coarse_ms());
+        }
+        Ok(())
+    }
+
+    /// The head, and with it whatever of the body has already arrived.
+    fn first_write(
+        &mut self,
+        x: &Exchange,
+        opened: &Opened,
+        relay: &mut Relay,
+    ) -> Result<Vec<u8>, Stop> {
+        let rest = &opened.bytes[opened.head_len..];
+        let mut out = self.tools.buffers.lend(opened.bytes.len() + 256);
+        let head = &opened.head;
+        let framing = match opened.framing {
+            // No body by the rules of the method or status: then only what the engine declared.
+            Framing::Length(0) => match head.declared_length() {
+                Some(n) if self.to_head || head.status == 304 => Some(Framing::Length(n)),
+                _ if self.to_head || matches!(head.status, 204 | 304) => None,
+                _ => Some(Framing::Length(0)),
+            },
+            framing => Some(relay.client_framing(framing)),
+        };
+        self.put_head(&mut out, x, head, opened.head_bytes(), framing);
+        if !rest.is_empty() {
+            match relay.take(rest) {
+                Ok(Step::Same(n)) => out.extend_from_slice(&rest[..n]),
+                Ok(Step::Other(bytes)) => out.extend_from_slice(&bytes),
+                // Nothing has been sent yet: this can still be an honest 502.
+                Err(what) => return Err(Stop::Error(opened.failed(Kind::BadResponse, what))),
+            }
+            self.chunks += 1;
+        }
+        Ok(out)
+    }
+
+    async fn pump(&mut self, x: &Exchange, opened: &Opened, relay: &mut Relay) -> Result<(), Stop> {
+        let guard = self.slot.watch_upstream(opened.lease.stream.fd());
+        let timeouts = &x.tools.config.timeouts;
+        let bulk = matches!(relay.mode, Mode::Length(n) if n > CHUNK as u64);
+        let mut buf = self.tools.buffers.lend(if bulk { LARGE } else { CHUNK });
+        let end = loop {
+            if relay.done() {
+                break Ok(());
+            }
+            self.slot.arm(Wait::BetweenChunks, timeouts.between_chunks);
+            buf.clear();
+            let (result, back) = opened.lease.stream.read(buf).await;
+            buf = back;
+            if self.slot.fired().is_some() {
+                break Err(self.ended_by_us(x, opened, relay).await);
+            }
+            let step = match result {
+                Ok(0) => match relay.close() {
+                    Ok(tail) => Ok(Step::Other(tail.to_vec())),
+                    Err(what) => Err((Kind::Reset, Broken::UpstreamClosed, what)),
+                },
+                Ok(_) => relay
+                    .take(&buf)
+                    .map_err(|w| (Kind::BadResponse, Broken::BadFraming, w)),
+                Err(_) => Err((
+                    Kind::Reset,
+                    Broken::UpstreamReset,
+                    "the engine's connection broke",
+                )),
+            };
+            let full = buf.len() == buf.capacity();
+            let written = match step {
+                Ok(Step::Same(n)) => {
+                    buf.truncate(n);
+                    let (result, back) = self.write(buf).await;
+                    buf = back;
+                    result
+                }
+                Ok(Step::Other(bytes)) => self.write(bytes).await.0,
+                Err((kind, why, what)) => {
+                    break Err(self.broken(x, opened, relay, kind, why, what).await);
+                }
+            };
+            self.chunks += 1;
+            if written.is_err() {
+                break Err(self.client_lost(x));
+            }
+            if full && buf.capacity() < LARGE {
+                // More waits than fits: no token stream, so read in larger pieces.
+                self.tools
+                    .buffers
+                    .give(std::mem::replace(&mut buf, self.tools.buffers.lend(LARGE)));
+            }
+        };
+        self.slot.disarm();
+        drop(guard);
+        self.tools.buffers.give(buf);
+        end
+    }
+
+    /// The slot was fired: the client left, or the engine fell silent.
+    async fn ended_by_us(&mut self, x: &Exchange, opened: &Opened, relay: &Relay) -> Stop {
+        match x.ended(Stage::Stream) {
+            Some(error) if error.kind == Kind::Timeout => {
+                let what = "the engine sent nothing for timeouts.between_chunks";
+                self.broken(x, opened, relay, Kind::Timeout, Broken::Timeout, what)
+                    .await
+            }
+            _ => {
+                self.break_off();
+                Stop::Broken(gone(Stage::Stream))
+            }
+        }
+    }
+
+    async fn broken(
+        &mut self,
+        x: &Exchange,
+        opened: &Opened,
+        relay: &Relay,
+        kind: Kind,
+        why: Broken,
+        what: &'static str,
+    ) -> Stop {
+        let error: Error = opened.failed(kind, what);
+        let instance = opened.picked.instance();
+        let failure = match why {
+            Broken::Timeout => Failure::Timeout,
+            Broken::BadFraming => Failure::BadResponse,
+            _ => Failure::Reset,
+        };
+        instance
+            .metrics
+            .inc(&x.tools.metrics, InstanceCounter::failures(failure));
+        x.tools.metrics.inc(Counter::broken_streams(why));
+        if let Some(mid_event) = relay.room_for_event() {
+            let body = error_body(&error.to_string(), kind.class(), kind.status());
+            let mut out = Vec::with_capacity(body.len() + 32);
+            chunk::put_chunk(&mut out, &sse::error_event(&body, mid_event));
+            let _ = self.write(out).await;
+            // A FIN without the final chunk; what was written must still arrive, so no reset.
+            self.keep_alive = false;
+        } else {
+            if matches!(relay.mode, Mode::Decode(_) | Mode::UntilClose) {
+                // To this client a FIN is a clean end.
+                reset_on_close(self.client.fd());
+            }
+            self.keep_alive = false;
+        }
+        Stop::Broken(error)
+    }
+
+    fn client_lost(&mut self, x: &Exchange) -> Stop {
+        let error = x
+            .ended(Stage::Stream)
+            .unwrap_or_else(|| gone(Stage::Stream));
+        self.break_off();
+        Stop::Broken(error)
+    }
+}

@@ -1,0 +1,206 @@
+//! The client's side: what it gets, and whether it has begun to get it.
+
+use std::io;
+use std::rc::Rc;
+
+use crate::error::Error;
+use crate::net::buffer::{LARGE, SMALL};
+use crate::net::stream::{Stream, shutdown_now};
+use crate::net::sweep::{Slot, Wait};
+use crate::wire::head::{Framing, Name, ResponseHead};
+use crate::wire::openai::error_body;
+
+use super::call::Answer;
+use super::send::put_field;
+use super::{Exchange, Tools};
+
+/// The one reply to one request. Late: nothing is sent before an engine has answered.
+pub struct Reply {
+    pub client: Rc<Stream>,
+    pub slot: Rc<Slot>,
+    pub tools: Rc<Tools>,
+    pub http11: bool,
+    pub to_head: bool,
+    /// The connection will serve another request.
+    pub keep_alive: bool,
+    /// The first byte is out: no other answer is possible.
+    pub committed: bool,
+    pub status: u16,
+    pub bytes_out: u64,
+    pub chunks: u64,
+}
+
+/// A reply of our own, made from parts.
+pub struct Own<'a> {
+    pub status: u16,
+    pub content_type: &'a str,
+    pub body: &'a [u8],
+    pub extra: &'a [(&'a str, &'a str)],
+}
+
+impl Reply {
+    pub fn new(client: Rc<Stream>, slot: Rc<Slot>, tools: Rc<Tools>) -> Reply {
+        Reply {
+            client,
+            slot,
+            tools,
+            http11: true,
+            to_head: false,
+            keep_alive: false,
+            committed: false,
+            status: 0,
+            bytes_out: 0,
+            chunks: 0,
+        }
+    }
+
+    /// Writes to the client; a failure (it left, or takes nothing) is remembered in the slot or the error.
+    pub async fn write(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        self.committed = true;
+        self.slot
+            .arm(Wait::ClientWrite, self.tools.config.timeouts.client_write);
+        let length = bytes.len() as u64;
+        let (result, back) = self.client.write_all(bytes).await;
+        self.slot.disarm();
+        if result.is_ok() {
+            self.bytes_out += length;
+        } else {
+            self.keep_alive = false;
+        }
+        (result, back)
+    }
+
+    /// Sends a whole reply of our own.
+    pub async fn own(&mut self, id: Option<&str>, reply: Own<'_>) -> io::Result<()> {
+        let mut out = self.tools.buffers.lend(SMALL);
+        self.status = reply.status;
+        put_status(&mut out, reply.status, reason(reply.status));
+        put_field(&mut out, b"content-type", reply.content_type.as_bytes());
+        for (name, value) in reply.extra {
+            put_field(&mut out, name.as_bytes(), value.as_bytes());
+        }
+        if let Some(id) = id {
+            put_field(&mut out, b"x-request-id", id.as_bytes());
+        }
+        put_length(&mut out, reply.body.len() as u64);
+        self.put_connection(&mut out, true);
+        out.extend_from_slice(b"\r\n");
+        if !self.to_head {
+            out.extend_from_slice(reply.body);
+        }
+        let (result, back) = self.write(out).await;
+        self.tools.buffers.give(back);
+        result
+    }
+
+    /// Sends an error body in the OpenAI shape.
+    pub async fn error(&mut self, id: Option<&str>, error: &Error) -> io::Result<()> {
+        let status = error.kind.status();
+        let body = error_body(&error.to_string(), error.kind.class(), status);
+        let retry = error.kind.retry_after_s().map(|s| s.to_string());
+        let extra: &[(&str, &str)] = match &retry {
+            Some(seconds) => &[("retry-after", seconds)],
+            None => &[],
+        };
+        let own = Own {
+            status,
+            content_type: "application/json",
+            body: &body,
+            extra,
+        };
+        self.own(id, own).await
+    }
+
+    /// Sends an instance's whole answer as the reply, with its own status and type.
+    pub async fn answer(&mut self, x: &Exchange, answer: &Answer) -> io::Result<()> {
+        let body = answer.body();
+        let mut out = self.tools.buffers.lend((body.len() + SMALL).min(LARGE));
+        let framing = match answer.head.status {
+            204 | 304 => None,
+            _ => Some(Framing::Length(body.len() as u64)),
+        };
+        self.put_head(&mut out, x, &answer.head, answer.head_bytes(), framing);
+        out.extend_from_slice(body);
+        let (result, back) = self.write(out).await;
+        self.tools.buffers.give(back);
+        result
+    }
+
+    /// The reply's head, from an instance's: its end-to-end fields in their order; framing, id, timing
+    /// and connection are ours. `framing`: what follows; `None` for no body and no length.
+    pub fn put_head(
+        &mut self,
+        out: &mut Vec<u8>,
+        x: &Exchange,
+        head: &ResponseHead,
+        bytes: &[u8],
+        framing: Option<Framing>,
+    ) {
+        self.status = head.status;
+        let text = head.reason(bytes);
+        put_status(
+            out,
+            head.status,
+            if text.is_empty() {
+                reason(head.status)
+            } else {
+                text
+            },
+        );
+        for field in head.fields.iter() {
+            let ours = matches!(field.kind, Name::ContentLength | Name::RequestId);
+            if !ours && head.fields.end_to_end(bytes, field) {
+                put_field(out, field.name(bytes), field.value(bytes));
+            }
+        }
+        match framing {
+            Some(Framing::Length(n)) => put_length(out, n),
+            Some(Framing::Chunked) => put_field(out, b"transfer-encoding", b"chunked"),
+            Some(Framing::Close) => self.keep_alive = false,
+            None => {}
+        }
+        put_field(out, b"x-request-id", x.request.id.as_bytes());
+        x.trace.server_timing(out);
+        self.put_connection(out, framing != Some(Framing::Close));
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn put_connection(&mut self, out: &mut Vec<u8>, framed: bool) {
+        self.keep_alive &= framed;
+        if !self.keep_alive {
+            put_field(out, b"connection", b"close");
+        } else if !self.http11 {
+            put_field(out, b"connection", b"keep-alive");
+        }
+    }
+
+    /// Breaks the connection off, so that the client cannot take what it has for the whole.
+    pub fn break_off(&mut self) {
+        self.keep_alive = false;
+        shutdown_now(self.client.fd());
+    }
+}
+
+fn put_status(out: &mut Vec<u8>, status: u16, reason: &str) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_length(out: &mut Vec<u8>, length: u64) {
+    put_field(
+        out,
+        b"content-length",
+        itoa::Buffer::new().format(length).as_bytes(),
+    );
+}
+
+/// The words for statuses that pdrelay sends itself.
+pub fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|s| s.canonical_reason())
+        .unwrap_or("Unknown")
+}

@@ -1,0 +1,491 @@
+//! One leg: a request to an instance, up to its response head.
+//!
+//! ```text
+//! pick -> pooled connection, or connect -> head and body written -> response head read
+//!          ^                  |                          |
+//!          |   cannot connect |      died before a byte, |
+//!          +-- next instance <+      once, on a          |
+//!          +------------------------ fresh connection <--+   (only where nothing is spent by it)
+//! ```
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::config::Role;
+use crate::error::{Error, Kind, Stage};
+use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
+use crate::net::buffer::{Gather, LARGE, Pieces, SMALL};
+use crate::net::pool::Lease;
+use crate::net::stream::Stream;
+use crate::net::sweep::Wait;
+use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
+use crate::wire::json::{self, Edit, Piece};
+
+use super::grant::Grant;
+use super::{Exchange, Picked, Stop};
+
+/// Bodies up to this are copied behind the head and sent in one piece: cheaper than a gathered write.
+const COPY_MAX: usize = 16 << 10;
+
+/// What to send: the client's request, with these edits.
+pub struct Leg {
+    pub stage: Stage,
+    pub edits: Vec<Edit>,
+    /// Send the body as the client sent it, even if it is no JSON object.
+    pub verbatim: bool,
+    /// The answer will be read by us: it must not come compressed.
+    pub plain_answer: bool,
+    /// Params that are spent by handing a byte to the instance.
+    pub grant: Option<Grant>,
+}
+
+impl Leg {
+    pub fn new(stage: Stage) -> Leg {
+        Leg {
+            stage,
+            edits: Vec::new(),
+            verbatim: false,
+            plain_answer: false,
+            grant: None,
+        }
+    }
+
+    fn wait(&self) -> Wait {
+        match self.stage {
+            Stage::Prefill | Stage::Encode => Wait::Prefill,
+            _ => Wait::DecodeHead,
+        }
+    }
+}
+
+/// An answer whose head has been read and whose body still flows.
+pub struct Opened {
+    pub lease: Lease,
+    pub picked: Picked,
+    pub head: ResponseHead,
+    /// The head, and whatever of the body came with it.
+    pub bytes: Vec<u8>,
+    pub head_len: usize,
+    pub framing: Framing,
+    pub stage: Stage,
+}
+
+impl Opened {
+    pub fn head_bytes(&self) -> &[u8] {
+        &self.bytes[..self.head_len]
+    }
+
+    pub fn failed(&self, kind: Kind, cause: &'static str) -> Error {
+        Error::new(kind, self.stage, cause).at(&self.picked.instance().name)
+    }
+}
+
+/// How one try on one connection failed.
+enum Failed {
+    /// Before any response byte, in a way that a fresh connection may mend.
+    Stale(io::Error),
+    Stop(Stop),
+}
+
+impl Exchange {
+    /// Sends the leg to the picked instance, or to the next one while none can be reached, and reads the
+    /// head of its answer.
+    pub async fn send(&self, picked: Picked, leg: &Leg) -> Result<Opened, Stop> {
+        self.trace.stage.set(leg.stage);
+        let role = picked.instance().role;
+        let pieces = self.body_pieces(leg);
+        let mut picked = picked;
+        let mut tried: Vec<usize> = Vec::new();
+        let mut fresh_only = false;
+        loop {
+            self.still_wanted(leg.stage)?;
+            let lease = match self.lease(&picked, leg, fresh_only).await {
+                Ok(lease) => lease,
+                Err(why) => {
+                    picked = self.next_instance(picked, role, &mut tried, leg, why)?;
+                    continue;
+                }
+            };
+            self.note_instance(role, &picked);
+            let reused = lease.reused;
+            match self.try_once(lease, picked, leg, &pieces).await {
+                Ok(opened) => return Ok(opened),
+                Err((back, Failed::Stale(_))) if reused && !spent(leg) => {
+                    // Free: the engine closed an idle connection while we reached for it.
+                    self.tools
+                        .metrics
+                        .inc(Counter::retries(Retry::StaleConnection));
+                    self.trace.retried();
+                    fresh_only = true;
+                    picked = back;
+                }
+                Err((back, Failed::Stale(why))) => return Err(self.lost(&back, leg, &why)),
+                Err((_, Failed::Stop(stop))) => return Err(stop),
+            }
+        }
+    }
+
+    fn note_instance(&self, role: Role, picked: &Picked) {
+        let at = match role {
+            Role::Prefill | Role::Encode => &self.trace.prefill_at,
+            Role::Decode | Role::Aggregated => &self.trace.decode_at,
+        };
+        *at.borrow_mut() = Some(picked.instance().name.clone());
+        picked
+            .instance()
+            .metrics
+            .inc(&self.tools.metrics, InstanceCounter::requests());
+    }
+
+    /// The picked instance cannot be reached: ejects it and picks another.
+    fn next_instance(
+        &self,
+        picked: Picked,
+        role: Role,
+        tried: &mut Vec<usize>,
+        leg: &Leg,
+        why: io::Error,
+    ) -> Result<Picked, Stop> {
+        if let Some(error) = self.connect_ended(leg.stage) {
+            return Err(Stop::Error(error));
+        }
+        self.unreachable(&picked, &why);
+        tried.push(picked.instance().index);
+        self.tools.metrics.inc(Counter::retries(Retry::Connect));
+        self.trace.retried();
+        drop(picked);
+        self.pick_except(role, tried).map_err(|stop| match stop {
+            Stop::Error(error) => Stop::Error(Error {
+                stage: leg.stage,
+                ..error
+            }),
+            other => other,
+        })
+    }
+
+    /// As [`Exchange::ended`], except that a connect deadline only ends the connect.
+    fn connect_ended(&self, stage: Stage) -> Option<Error> {
+        use crate::net::sweep::Fired;
+        if self.slot.fired() == Some(Fired::Deadline(Wait::Connect)) {
+            self.slot.forgive();
+            return None;
+        }
+        self.ended(stage)
+    }
+
+    /// A connection to the picked instance: the warmest idle one, or a new one.
+    async fn lease(&self, picked: &Picked, leg: &Leg, fresh: bool) -> io::Result<Lease> {
+        let tools = &self.tools;
+        let instance = picked.instance();
+        let now = tools.sweep.clock.coarse_ms();
+        while !fresh {
+            let Some(lease) = tools.pool.take(instance.index, now) else {
+                break;
+            };
+            // Params cannot be sent twice, so their leg looks before it writes.
+            if leg.grant.is_none() || lease.stream.looks_fresh() {
+                instance
+                    .metrics
+                    .inc(&tools.metrics, InstanceCounter::reused());
+                return Ok(lease);
+            }
+        }
+        let targets = instance.targets.get();
+        let mut last = io::Error::other("its name has no address (yet)");
+        for target in targets.iter() {
+            self.slot.arm(Wait::Connect, tools.config.timeouts.connect);
+            let mut guard = None;
+            let result = Stream::connect(target, tools.driver, |fd| {
+                guard = Some(self.slot.watch_upstream(fd));
+            })
+            .await;
+            drop(guard);
+            self.slot.disarm();
+            match result {
+                Ok(stream) if self.slot.fired().is_none() => {
+                    instance
+                        .metrics
+                        .inc(&tools.metrics, InstanceCounter::connects());
+                    return Ok(tools.pool.adopt(instance.index, stream));
+                }
+                Ok(_) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(why) => last = why,
+            }
+            if self.slot.fired().is_some() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Err(last)
+    }
+
+    /// One try on one connection. Gives the pick back when it fails.
+    async fn try_once(
+        &self,
+        lease: Lease,
+        picked: Picked,
+        leg: &Leg,
+        pieces: &[Piece],
+    ) -> Result<Opened, (Picked, Failed)> {
+        let timeouts = &self.tools.config.timeouts;
+        let guard = self.slot.watch_upstream(lease.stream.fd());
+        let limit = match leg.wait() {
+            Wait::Prefill => timeouts.prefill,
+            _ => timeouts.decode_head,
+        };
+        self.slot.arm(leg.wait(), limit);
+        if let Some(grant) = &leg.grant {
+            grant.spend();
+        }
+        let sent = self.write_leg(&lease, &picked, leg, pieces).await;
+        let began = Instant::now();
+        // An engine may refuse a body before it has read it all: then the answer is still there to read.
+        let read = self.read_head(&lease, leg).await;
+        self.slot.disarm();
+        drop(guard);
+        match read {
+            Ok(Some((head, bytes, head_len))) => {
+                self.opened(lease, picked, leg, head, bytes, head_len, began)
+            }
+            Ok(None) => {
+                let why = sent
+                    .err()
+                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+                Err(self.no_answer(picked, leg, why))
+            }
+            Err(ReadFailed::Io(why)) => Err(self.no_answer(picked, leg, why)),
+            Err(ReadFailed::Bad(what)) => {
+                let error = self.blame(&picked, leg, Kind::BadResponse, Failure::BadResponse, what);
+                Err((picked, Failed::Stop(Stop::Error(error))))
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn opened(
+        &self,
+        lease: Lease,
+        picked: Picked,
+        leg: &Leg,
+        head: ResponseHead,
+        bytes: Vec<u8>,
+        head_len: usize,
+        began: Instant,
+    ) -> Result<Opened, (Picked, Failed)> {
+        self.reached(&picked);
+        let instance = picked.instance();
+        let metrics = &self.tools.metrics;
+        instance
+            .metrics
+            .observe(metrics, InstanceHistogram::head(), began.elapsed());
+        if head.status >= 500 {
+            instance
+                .metrics
+                .inc(metrics, InstanceCounter::failures(Failure::Status5xx));
+        }
+        let to_head = self.request.head.method == crate::wire::head::Method::Head;
+        let framing = head.framing(to_head);
+        Ok(Opened {
+            lease,
+            picked,
+            head,
+            bytes,
+            head_len,
+            framing,
+            stage: leg.stage,
+        })
+    }
+
+    /// No response byte came. Was it us who ended it?
+    fn no_answer(&self, picked: Picked, leg: &Leg, why: io::Error) -> (Picked, Failed) {
+        match self.ended(leg.stage) {
+            Some(error) => {
+                let mut error = error;
+                if error.kind == Kind::Timeout {
+                    let what = "no answer in time";
+                    error = self.blame(&picked, leg, Kind::Timeout, Failure::Timeout, what);
+                }
+                (picked, Failed::Stop(Stop::Error(error)))
+            }
+            None => (picked, Failed::Stale(why)),
+        }
+    }
+
+    fn lost(&self, picked: &Picked, leg: &Leg, why: &io::Error) -> Stop {
+        let cause = format!("the connection ended before an answer ({why})");
+        let mut error = self.blame(picked, leg, Kind::Reset, Failure::Reset, "");
+        error.cause = cause.into();
+        Stop::Again(error)
+    }
+
+    fn blame(
+        &self,
+        picked: &Picked,
+        leg: &Leg,
+        kind: Kind,
+        failure: Failure,
+        cause: &'static str,
+    ) -> Error {
+        let instance = picked.instance();
+        instance
+            .metrics
+            .inc(&self.tools.metrics, InstanceCounter::failures(failure));
+        Error::new(kind, leg.stage, cause).at(&instance.name)
+    }
+
+    fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
+        let body = self.request.body();
+        if leg.verbatim || leg.edits.is_empty() {
+            return vec![Piece::Source(0..body.len())];
+        }
+        json::splice(body, &self.request.object, &leg.edits)
+    }
+
+    async fn write_leg(
+        &self,
+        lease: &Lease,
+        picked: &Picked,
+        leg: &Leg,
+        pieces: &[Piece],
+    ) -> io::Result<()> {
+        let length = json::pieces_len(pieces);
+        let mut out = self.tools.buffers.lend(SMALL);
+        self.put_head(&mut out, picked, leg, length);
+        if length <= COPY_MAX {
+            json::put_pieces(&mut out, self.request.body(), pieces);
+            let (result, back) = lease.stream.write_all(out).await;
+            self.tools.buffers.give(back);
+            return result;
+        }
+        let (shared, base) = self.request.shared_body();
+        let mut parts = vec![Gather::Own(out)];
+        parts.extend(pieces.iter().map(|piece| match piece {
+            Piece::Source(r) => Gather::Shared(Rc::clone(&shared), base + r.start..base + r.end),
+            Piece::Own(bytes) => Gather::Own(bytes.clone()),
+        }));
+        lease.stream.write_pieces(Pieces::new(parts)).await
+    }
+
+    /// The upstream head: the client's end-to-end fields in their order, with our framing and id.
+    fn put_head(&self, out: &mut Vec<u8>, picked: &Picked, leg: &Leg, length: usize) {
+        let request = &self.request;
+        let head = request.head_bytes();
+        out.extend_from_slice(request.head.method_text(head).as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(request.target().as_bytes());
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+        out.extend_from_slice(host_of(&picked.instance().name).as_bytes());
+        out.extend_from_slice(b"\r\n");
+        let key = self.tools.config.openai_api_key.as_ref();
+        let mut typed = false;
+        for field in request.head.fields.iter() {
+            let skip = match field.kind {
+                Name::Host | Name::ContentLength | Name::Expect | Name::RequestId => true,
+                Name::Authorization => key.is_some(),
+                Name::AcceptEncoding => leg.plain_answer,
+                Name::ContentType => {
+                    typed = true;
+                    false
+                }
+                _ => false,
+            };
+            if !skip && request.head.fields.end_to_end(head, field) {
+                put_field(out, field.name(head), field.value(head));
+            }
+        }
+        if let Some(key) = key {
+            out.extend_from_slice(b"authorization: Bearer ");
+            out.extend_from_slice(key.0.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        if length > 0 && !typed {
+            out.extend_from_slice(b"content-type: application/json\r\n");
+        }
+        put_field(out, b"x-request-id", request.id.as_bytes());
+        use crate::wire::head::Method;
+        if length > 0 || !matches!(request.head.method, Method::Get | Method::Head) {
+            let mut digits = itoa::Buffer::new();
+            put_field(out, b"content-length", digits.format(length).as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Reads up to the end of the final (not 1xx) head. `None`: the peer ended before a single byte.
+    async fn read_head(&self, lease: &Lease, leg: &Leg) -> Result<Option<Head>, ReadFailed> {
+        let max = self.tools.config.limits.head_bytes_max;
+        let mut buf = self.tools.buffers.lend(SMALL);
+        let mut scan = HeadScan::default();
+        loop {
+            let found = scan
+                .advance(&buf)
+                .map_err(|bad| ReadFailed::Bad(bad.message()))?;
+            if let Some(len) = found {
+                let head = ResponseHead::parse(&buf[..len])
+                    .map_err(|bad| ReadFailed::Bad(bad.message()))?;
+                if head.status == 101 {
+                    return Err(ReadFailed::Bad("it switched protocols unasked"));
+                }
+                if head.status >= 200 {
+                    return Ok(Some((head, buf, len)));
+                }
+                // 100 Continue, 103 Early Hints: not the answer yet.
+                buf.drain(..len);
+                scan = HeadScan::default();
+                continue;
+            }
+            if buf.len() >= max {
+                return Err(ReadFailed::Bad(
+                    "its head is larger than limits.head_bytes_max",
+                ));
+            }
+            if buf.len() == buf.capacity() {
+                buf.reserve(buf.len().min(LARGE));
+            }
+            let empty = buf.is_empty();
+            let (result, back) = lease.stream.read(buf).await;
+            buf = back;
+            match result {
+                Ok(0) if empty => return Ok(None),
+                Ok(0) => return Err(self.cut_short(leg)),
+                Ok(_) => {}
+                Err(why) if empty => return Err(ReadFailed::Io(why)),
+                Err(_) => return Err(self.cut_short(leg)),
+            }
+        }
+    }
+
+    /// The head ended in the middle: the engine's doing, unless we ended it.
+    fn cut_short(&self, _leg: &Leg) -> ReadFailed {
+        match self.slot.fired() {
+            Some(_) => ReadFailed::Io(io::ErrorKind::ConnectionAborted.into()),
+            None => ReadFailed::Bad("its head was cut short"),
+        }
+    }
+}
+
+type Head = (ResponseHead, Vec<u8>, usize);
+
+enum ReadFailed {
+    Io(io::Error),
+    Bad(&'static str),
+}
+
+fn spent(leg: &Leg) -> bool {
+    leg.grant.as_ref().is_some_and(Grant::spent)
+}
+
+/// A unix socket has no host; engines only need the field to be there.
+fn host_of(name: &str) -> &str {
+    if name.starts_with("unix:") {
+        "localhost"
+    } else {
+        name
+    }
+}
+
+pub fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,46 @@
+//! Floor 5: the protocols between stages. Door 1: a handshake is one file and its row in [`HANDSHAKES`].
+//!
+//! * **For:** the order of legs, and what travels from one to the next.
+//! * **Must never:** touch a socket, a connection or a counter: a script uses the verbs of `exchange/`
+//!   (`pick`, `call`, `open`, `relay`) and unwinds by `?`.
+//! * **To extend:** write `src/handshake/foo.rs` with its arrow diagram, `SPEC` and `run`; add `mod foo;`
+//!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
+
+mod aggregated;
+mod nixl;
+mod sequential;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::config::Role;
+use crate::exchange::{Exchange, Reply, Stop};
+
+/// A script in progress, on one shard.
+pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
+
+pub trait Handshake: Send + Sync {
+    /// Answers one generate request.
+    fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+}
+
+/// A handshake's row.
+pub struct Spec {
+    pub name: &'static str,
+    /// One line for `--help` and error messages.
+    pub about: &'static str,
+    /// Roles of which at least one instance is needed.
+    pub needs: &'static [Role],
+    pub build: fn() -> Box<dyn Handshake>,
+}
+
+pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+
+/// The names, for the config to check against.
+pub fn names() -> Vec<&'static str> {
+    HANDSHAKES.iter().map(|h| h.name).collect()
+}
+
+pub fn find(name: &str) -> Option<&'static Spec> {
+    HANDSHAKES.iter().find(|h| h.name == name)
+}

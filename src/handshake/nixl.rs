@@ -1,0 +1,77 @@
+//! vLLM NixlConnector: P keeps its KV blocks and says where; D fetches them. (Source: vLLM 0.32, seen
+//! running; the params are opaque here and travel whole.)
+//!
+//! ```text
+//!  client      proxy            P            D
+//!    |--req------>|--1 token, --->|            |
+//!    |            |   template    |            |
+//!    |            |<--params------|            |
+//!    |            |--req + params------------->|
+//!    |            |               |<==blocks===|
+//!    |<==tokens===|<===========================|
+//! ```
+//!
+//! * No params (absent or null): P stopped on its first token. D gets the request without them and
+//!   computes by itself.
+//! * Several prompts in one request skip P: through one grant every choice but the first would silently
+//!   be wrong text.
+//! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and
+//!   dies when the client leaves.
+
+use std::borrow::Cow;
+
+use crate::config::Role;
+use crate::error::Stage;
+use crate::exchange::grant::Grant;
+use crate::exchange::{Exchange, Leg, Reply, Stop};
+use crate::metrics::{Counter, Skip};
+use crate::wire::json::Edit;
+use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
+
+use super::{Handshake, Running, Spec};
+
+pub const SPEC: Spec = Spec {
+    name: "nixl",
+    about: "vLLM NixlConnector: kv_transfer_params from P to D",
+    needs: &[Role::Prefill, Role::Decode],
+    build: || Box::new(Nixl),
+};
+
+struct Nixl;
+
+impl Handshake for Nixl {
+    fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a> {
+        Box::pin(script(x, reply))
+    }
+}
+
+async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    let grant = prefill(x).await?;
+    let decode = x.pick(Role::Decode)?;
+    let stream = x.open(decode, decode_leg(grant)).await?;
+    reply.relay(x, stream).await
+}
+
+async fn prefill(x: &Exchange) -> Result<Option<Grant>, Stop> {
+    if x.request.summary.prompts > 1 {
+        x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
+        return Ok(None);
+    }
+    let mut leg = x.prefill_leg();
+    leg.edits
+        .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
+    leg.edits
+        .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
+    let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
+    Ok(Grant::from_answer(&answer, KV_PARAMS, &x.tools.metrics))
+}
+
+fn decode_leg(grant: Option<Grant>) -> Leg {
+    let mut leg = Leg::new(Stage::DecodeHead);
+    leg.edits.push(match &grant {
+        Some(grant) => Edit::Set(KV_PARAMS, Cow::Owned(grant.params().to_vec())),
+        None => Edit::Remove(KV_PARAMS),
+    });
+    leg.grant = grant;
+    leg
+}

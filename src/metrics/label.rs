@@ -1,0 +1,184 @@
+//! The words that a label can be, as enums: a shard observes with a variant, never with a string.
+//!
+//! **To extend:** a new word is one variant; its place in the list is its index in the cells.
+
+/// A label with a fixed set of values.
+pub(super) trait Label: Copy {
+    const NAMES: &'static [&'static str];
+    /// Cells kept for this label. More than `NAMES` only where the words are known at run time.
+    const COUNT: usize = Self::NAMES.len();
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($variant),* }
+
+        impl Label for $name {
+            const NAMES: &'static [&'static str] = &[$($word),*];
+            #[inline]
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl $name {
+            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+
+            /// The word in `/metrics` and in the access line.
+            pub const fn name(self) -> &'static str {
+                match self { $($name::$variant => $word),* }
+            }
+        }
+    )*};
+}
+
+labels! {
+    /// What kind of endpoint the client asked.
+    Endpoint {
+        Chat = "chat",
+        Completions = "completions",
+        Forward = "forward",
+        Other = "other",
+    }
+
+    /// Where a request is, for departures and timeouts.
+    Stage {
+        Head = "head",
+        Body = "body",
+        Encode = "encode",
+        Prefill = "prefill",
+        DecodeHead = "decode_head",
+        Stream = "stream",
+    }
+
+    /// A measured part of a request's life. `Ttft` and `Total` count from the request's first byte.
+    Span {
+        Body = "body",
+        Encode = "encode",
+        Prefill = "prefill",
+        DecodeHead = "decode_head",
+        Ttft = "ttft",
+        Stream = "stream",
+        Total = "total",
+    }
+
+    /// Why a reply that had begun could not be finished.
+    Broken {
+        UpstreamClosed = "upstream_closed",
+        UpstreamReset = "upstream_reset",
+        BadFraming = "bad_framing",
+        Timeout = "timeout",
+        Panic = "panic",
+        Shutdown = "shutdown",
+        Other = "other",
+    }
+
+    /// Why a call was made again.
+    Retry {
+        StaleConnection = "stale_connection",
+        Connect = "connect",
+        Reset = "reset",
+        Timeout = "timeout",
+        Status = "status",
+        BadResponse = "bad_response",
+    }
+
+    /// Why a request went to decode without a prefill.
+    Skip {
+        Batch = "batch",
+        Short = "short",
+        NoPrefill = "no_prefill",
+        Other = "other",
+    }
+
+    /// What became of the KV blocks that a prefill instance held for us.
+    Grant {
+        Spent = "spent",
+        Released = "released",
+        ExpiredUnreleased = "expired_unreleased",
+        None = "none",
+    }
+
+    /// Seen from the client.
+    Direction {
+        In = "in",
+        Out = "out",
+    }
+
+    /// How an instance failed us.
+    Failure {
+        Connect = "connect",
+        Reset = "reset",
+        Timeout = "timeout",
+        BadResponse = "bad_response",
+        Status5xx = "status_5xx",
+    }
+}
+
+/// The status that was sent to the client: one of a fixed list, else `other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Code(u8);
+
+const CODES: [u16; 16] = [
+    200, 400, 401, 403, 404, 405, 408, 413, 422, 429, 431, 499, 500, 502, 503, 504,
+];
+
+impl Code {
+    #[inline]
+    pub fn of(status: u16) -> Code {
+        // Nearly every request ends in the first comparison.
+        Code(
+            CODES
+                .iter()
+                .position(|&code| code == status)
+                .unwrap_or(CODES.len()) as u8,
+        )
+    }
+}
+
+impl Label for Code {
+    const NAMES: &'static [&'static str] = &[
+        "200", "400", "401", "403", "404", "405", "408", "413", "422", "429", "431", "499", "500",
+        "502", "503", "504", "other",
+    ];
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A row of the error table, by position. The words live in `error.rs` and are handed to
+/// [`Metrics::with_error_kinds`](super::Metrics::with_error_kinds).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ErrorKind(pub usize);
+
+impl Label for ErrorKind {
+    const NAMES: &'static [&'static str] = &[];
+    const COUNT: usize = 64;
+    #[inline]
+    fn index(self) -> usize {
+        // Too large an index may be miscounted, but must not reach another family's cells.
+        self.0.min(Self::COUNT - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_their_names_are_one_list() {
+        assert_eq!(Code::COUNT, CODES.len() + 1);
+        for status in 100..600 {
+            let name = Code::NAMES[Code::of(status).index()];
+            let expected = if CODES.contains(&status) {
+                status.to_string()
+            } else {
+                "other".into()
+            };
+            assert_eq!(name, expected);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Owned buffers lent by the shard, so that a relayed chunk allocates nothing and an idle stream holds
+//! little.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use monoio::buf::IoVecBuf;
+
+/// A client's inbox, and the first read of an answer.
+pub const SMALL: usize = 4 << 10;
+/// A stream whose events are tokens: most reads are a few hundred bytes.
+pub const CHUNK: usize = 2 << 10;
+/// A stream that has filled a smaller buffer.
+pub const LARGE: usize = 64 << 10;
+
+/// At most this many buffers of each size are kept.
+const KEPT: usize = 1024;
+const KEPT_LARGE: usize = 64;
+
+/// Free buffers of one shard, by size. LIFO: the warmest one first.
+#[derive(Default)]
+pub struct Buffers {
+    chunk: RefCell<Vec<Vec<u8>>>,
+    small: RefCell<Vec<Vec<u8>>>,
+    large: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    /// An empty buffer with a capacity of at least `size`.
+    pub fn lend(&self, size: usize) -> Vec<u8> {
+        let (shelf, exact) = match size {
+            0..=CHUNK => (&self.chunk, CHUNK),
+            0..=SMALL => (&self.small, SMALL),
+            0..=LARGE => (&self.large, LARGE),
+            _ => return Vec::with_capacity(size),
+        };
+        shelf
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(exact))
+    }
+
+    /// Gives a buffer back. One of an odd size (grown, or a body) is freed.
+    pub fn give(&self, mut buf: Vec<u8>) {
+        let (shelf, kept) = match buf.capacity() {
+            CHUNK => (&self.chunk, KEPT),
+            SMALL => (&self.small, KEPT),
+            LARGE => (&self.large, KEPT_LARGE),
+            _ => return,
+        };
+        let mut shelf = shelf.borrow_mut();
+        if shelf.len() < kept {
+            buf.clear();
+            shelf.push(buf);
+        }
+    }
+}
+
+/// One piece of a gathered write: a range of shared bytes, or bytes of our own.
+#[derive(Clone)]
+pub enum Gather {
+    Shared(Rc<Vec<u8>>, std::ops::Range<usize>),
+    Own(Vec<u8>),
+}
+
+impl Gather {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Gather::Shared(bytes, range) => &bytes[range.clone()],
+            Gather::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// A gathered write that *owns* what it points at: if its future is dropped the kernel still reads memory
+/// that lives as long as the operation. (monoio's `write_vectored_all` owns only the iovecs.)
+pub struct Pieces {
+    iovecs: Box<[libc::iovec]>,
+    /// First iovec not yet wholly written.
+    first: usize,
+    /// Never read: it keeps the memory behind the iovecs alive and unmoved.
+    _owned: Box<[Gather]>,
+}
+
+/// One writev takes no more iovecs than this (Linux UIO_MAXIOV).
+const IOVECS_MAX: usize = 1024;
+
+impl Pieces {
+    pub fn new(parts: Vec<Gather>) -> Pieces {
+        let owned = parts.into_boxed_slice();
+        let iovecs = owned
+            .iter()
+            .map(Gather::bytes)
+            .filter(|b| !b.is_empty())
+            .map(|b| libc::iovec {
+                iov_base: b.as_ptr() as *mut _,
+                iov_len: b.len(),
+            })
+            .collect();
+        Pieces {
+            iovecs,
+            first: 0,
+            _owned: owned,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.first == self.iovecs.len()
+    }
+
+    /// Notes that the first `n` of the remaining bytes were written.
+    pub fn advance(&mut self, mut n: usize) {
+        while let Some(iovec) = self.iovecs.get_mut(self.first) {
+            if n < iovec.iov_len {
+                // SAFETY: n is inside this iovec, so the pointer stays within its allocation.
+                iovec.iov_base = unsafe { iovec.iov_base.cast::<u8>().add(n).cast() };
+                iovec.iov_len -= n;
+                return;
+            }
+            n -= iovec.iov_len;
+            self.first += 1;
+        }
+    }
+}
+
+// SAFETY: the iovecs point into `_owned` (heap memory of `Rc<Vec>` and `Vec` that is neither moved nor
+// changed while `Pieces` lives), and the boxed iovec array itself never moves.
+unsafe impl IoVecBuf for Pieces {
+    fn read_iovec_ptr(&self) -> *const libc::iovec {
+        self.iovecs[self.first..].as_ptr()
+    }
+
+    fn read_iovec_len(&self) -> usize {
+        (self.iovecs.len() - self.first).min(IOVECS_MAX)
+    }
+}

@@ -1,0 +1,241 @@
+//! What a client sends: one reader per connection, always reading while a request is served.
+//!
+//! The reader and the code that serves are two futures of *one* task ([`Duet`]), sharing an [`Inbox`].
+//! A read that completes during a request is either the client's next request (kept for later) or its
+//! end (the slot is fired: the request stops at once, in whatever stage it is).
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::buffer::{Buffers, SMALL};
+use super::stream::Stream;
+use super::sweep::{Fired, Slot};
+
+/// A client that pipelines more than this while it waits is only watched, not read.
+const AHEAD_MAX: usize = 64 << 10;
+const HANGUP_POLL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// The serving side looks at the bytes; nobody reads.
+    Idle,
+    /// One read, then idle: the serving side waits for more.
+    Fill,
+    /// Read on while a request is served.
+    Watch,
+    /// Read and forget, until the client ends.
+    Discard,
+}
+
+pub struct Inbox {
+    mode: Cell<Mode>,
+    /// Bytes received and not yet taken; away (empty) while a read is in flight.
+    bytes: RefCell<Vec<u8>>,
+    reading: Cell<bool>,
+    closed: Cell<bool>,
+    /// The serving side changed something that the reader must see in this same turn.
+    kick: Cell<bool>,
+    buffers: Rc<Buffers>,
+}
+
+impl Inbox {
+    pub fn new(buffers: Rc<Buffers>) -> Rc<Inbox> {
+        Rc::new(Inbox {
+            mode: Cell::new(Mode::Idle),
+            bytes: RefCell::new(Vec::new()),
+            reading: Cell::new(false),
+            closed: Cell::new(false),
+            kick: Cell::new(false),
+            buffers,
+        })
+    }
+
+    fn set(&self, mode: Mode) {
+        self.mode.set(mode);
+        self.kick.set(true);
+    }
+
+    /// The client has ended its side, or the connection broke.
+    pub fn closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Looks at the received bytes. Only while idle.
+    pub fn look<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
+        f(&self.bytes.borrow())
+    }
+
+    /// Waits for more bytes after those already here. False: there will be none.
+    pub async fn more(&self) -> bool {
+        if self.closed.get() {
+            return false;
+        }
+        self.set(Mode::Fill);
+        poll_fn(
+            |_| match self.mode.get() == Mode::Idle || self.closed.get() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            },
+        )
+        .await;
+        self.mode.set(Mode::Idle);
+        !self.closed.get()
+    }
+
+    /// Makes room for `total` bytes in one piece, so that a body arrives without being moved.
+    pub fn reserve(&self, total: usize) {
+        let mut bytes = self.bytes.borrow_mut();
+        let have = bytes.len();
+        bytes.reserve_exact(total.saturating_sub(have));
+    }
+
+    /// Takes the first `n` bytes; what follows them stays, in a buffer of its own.
+    pub fn take(&self, n: usize) -> Vec<u8> {
+        let mut bytes = self.bytes.borrow_mut();
+        let mut rest = Vec::new();
+        if bytes.len() > n {
+            rest = self.buffers.lend(bytes.len() - n);
+            rest.extend_from_slice(&bytes[n..]);
+            bytes.truncate(n);
+        }
+        std::mem::replace(&mut *bytes, rest)
+    }
+
+    /// Takes `n` bytes out from the middle: parts of a body that were decoded elsewhere.
+    pub fn cut(&self, from: usize, n: usize) {
+        self.bytes.borrow_mut().drain(from..from + n);
+    }
+
+    /// A request has been taken: watch the client from now on.
+    pub fn watch(&self) {
+        self.set(Mode::Watch);
+    }
+
+    /// The request has been answered. A read still in flight becomes the next request's.
+    pub fn unwatch(&self) {
+        if self.closed.get() || self.mode.get() == Mode::Idle {
+            return;
+        }
+        if !self.reading.get() {
+            self.set(Mode::Idle);
+        } else {
+            self.set(Mode::Fill);
+        }
+    }
+
+    /// Throws away what the client still sends, until it ends (or the slot's deadline ends it).
+    pub async fn discard(&self) {
+        self.set(Mode::Discard);
+        poll_fn(|_| {
+            if self.closed.get() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Gives the reader's bytes away while it reads; see [`read_client`].
+    fn lend(&self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut *self.bytes.borrow_mut());
+        if bytes.capacity() == 0 {
+            bytes = self.buffers.lend(SMALL);
+        } else if bytes.len() == bytes.capacity() {
+            bytes.reserve(SMALL.max(bytes.len()));
+        }
+        bytes
+    }
+}
+
+/// The reader of one client connection; ends when the client does.
+pub async fn read_client(stream: Rc<Stream>, inbox: Rc<Inbox>, slot: Rc<Slot>) {
+    loop {
+        poll_fn(|_| match inbox.mode.get() {
+            Mode::Idle => Poll::Pending,
+            _ => Poll::Ready(()),
+        })
+        .await;
+        let ahead = inbox.bytes.borrow().len();
+        if inbox.mode.get() == Mode::Watch && ahead >= AHEAD_MAX {
+            // No room to read on: ask the kernel now and then whether the client is still there.
+            monoio::time::sleep(HANGUP_POLL).await;
+            if inbox.mode.get() == Mode::Watch && stream.hung_up() {
+                return end(&inbox, &slot);
+            }
+            continue;
+        }
+        let buf = inbox.lend();
+        inbox.reading.set(true);
+        let (result, buf) = stream.read(buf).await;
+        inbox.reading.set(false);
+        *inbox.bytes.borrow_mut() = buf;
+        match result {
+            Ok(n) if n > 0 => {}
+            _ => return end(&inbox, &slot),
+        }
+        match inbox.mode.get() {
+            Mode::Fill => inbox.mode.set(Mode::Idle),
+            Mode::Discard => inbox.bytes.borrow_mut().clear(),
+            Mode::Watch | Mode::Idle => {}
+        }
+    }
+}
+
+fn end(inbox: &Inbox, slot: &Slot) {
+    inbox.closed.set(true);
+    if inbox.mode.get() == Mode::Watch {
+        slot.fire(Fired::ClientGone);
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.buffers
+            .give(std::mem::take(&mut *self.bytes.borrow_mut()));
+    }
+}
+
+/// Polls the reader and the serving future as one; ends with the serving future.
+pub struct Duet<R, S> {
+    reader: Pin<Box<R>>,
+    reader_done: bool,
+    serve: Pin<Box<S>>,
+    inbox: Rc<Inbox>,
+}
+
+impl<R, S> Duet<R, S> {
+    pub fn new(reader: R, serve: S, inbox: Rc<Inbox>) -> Self {
+        Duet {
+            reader: Box::pin(reader),
+            reader_done: false,
+            serve: Box::pin(serve),
+            inbox,
+        }
+    }
+}
+
+impl<R: Future<Output = ()>, S: Future> Future for Duet<R, S> {
+    type Output = S::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<S::Output> {
+        let this = &mut *self;
+        loop {
+            this.inbox.kick.set(false);
+            if !this.reader_done {
+                this.reader_done = this.reader.as_mut().poll(cx).is_ready();
+            }
+            if let Poll::Ready(out) = this.serve.as_mut().poll(cx) {
+                return Poll::Ready(out);
+            }
+            // The serving side asked for bytes after the reader was polled: let it start at once.
+            if this.reader_done || !this.inbox.kick.get() {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Deadlines and cancellation: one [`Slot`] per client connection, one sweep of all slots per 100 ms.
+//!
+//! A timer per wait would cost more than the wait. A slot holds one deadline, rewritten as the request
+//! moves from stage to stage; the sweep finds the expired ones. To end a wait, by deadline or because the
+//! client left, is always the same act: note why, and shut down the descriptors that it waits on.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use super::stream::{finish_reading, shutdown_now};
+
+/// How often deadlines are looked at: the coarseness of every timeout.
+pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+/// What is being waited for; each wait has its own limit, error and counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wait {
+    /// The next request on a kept-alive connection.
+    KeepAlive,
+    Head,
+    Body,
+    Connect,
+    Prefill,
+    DecodeHead,
+    BetweenChunks,
+    ClientWrite,
+    /// After an early answer, for the client to have read it.
+    Linger,
+    /// The request's deadline as a whole.
+    Request,
+}
+
+impl Wait {
+    pub const ALL: [Wait; 10] = [
+        Wait::KeepAlive,
+        Wait::Head,
+        Wait::Body,
+        Wait::Connect,
+        Wait::Prefill,
+        Wait::DecodeHead,
+        Wait::BetweenChunks,
+        Wait::ClientWrite,
+        Wait::Linger,
+        Wait::Request,
+    ];
+
+    /// The word in metrics, messages and the config (`timeouts.<name>`).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Wait::KeepAlive => "keep_alive",
+            Wait::Head => "head",
+            Wait::Body => "body",
+            Wait::Connect => "connect",
+            Wait::Prefill => "prefill",
+            Wait::DecodeHead => "decode_head",
+            Wait::BetweenChunks => "between_chunks",
+            Wait::ClientWrite => "client_write",
+            Wait::Linger => "linger",
+            Wait::Request => "request",
+        }
+    }
+}
+
+/// Why a slot's operations were ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fired {
+    ClientGone,
+    Deadline(Wait),
+}
+
+const NO_FD: RawFd = -1;
+
+/// The deadline and the descriptors of one client connection.
+pub struct Slot {
+    client: Cell<RawFd>,
+    upstream: Cell<RawFd>,
+    wait: Cell<Wait>,
+    /// On the shard's clock; `u64::MAX` = none.
+    deadline_ms: Cell<u64>,
+    /// The request's own end, whatever stage it is in.
+    request_ms: Cell<u64>,
+    fired: Cell<Option<Fired>>,
+    clock: Rc<Clock>,
+}
+
+/// The shard's coarse clock, advanced by the sweep and read for free.
+pub struct Clock {
+    origin: std::time::Instant,
+    now_ms: Cell<u64>,
+}
+
+impl Clock {
+    pub fn new() -> Rc<Clock> {
+        Rc::new(Clock {
+            origin: std::time::Instant::now(),
+            now_ms: Cell::new(0),
+        })
+    }
+
+    /// Milliseconds since the shard started, up to 100 ms old.
+    pub fn coarse_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    /// How long after the shard's start `then` was.
+    pub fn since_start(&self, then: std::time::Instant) -> Duration {
+        then.saturating_duration_since(self.origin)
+    }
+
+    /// Brings the coarse reading up to date.
+    pub fn tick(&self) -> u64 {
+        let now = self.origin.elapsed().as_millis() as u64;
+        self.now_ms.set(now);
+        now
+    }
+}
+
+impl Slot {
+    /// Starts a wait: from now it may last `limit`. Never shorter; longer by up to two sweeps.
+    pub fn arm(&self, wait: Wait, limit: Duration) {
+        self.wait.set(wait);
+        self.deadline_ms.set(self.in_ms(limit));
+    }
+
+    /// The coarse clock may be one sweep behind, so one is added: a wait is never cut short.
+    fn in_ms(&self, limit: Duration) -> u64 {
+        self.clock.coarse_ms() + (limit + SWEEP_EVERY).as_millis() as u64
+    }
+
+    pub fn disarm(&self) {
+        self.deadline_ms.set(u64::MAX);
+    }
+
+    /// A new request begins: forgets what ended the last one, and sets the limit on all of this one.
+    pub fn begin_request(&self, limit: Duration) {
+        self.fired.set(None);
+        self.request_ms.set(self.in_ms(limit));
+    }
+
+    pub fn end_request(&self) {
+        self.request_ms.set(u64::MAX);
+        self.disarm();
+    }
+
+    /// From now on `fd` is what this request waits on upstream; the guard ends that.
+    pub fn watch_upstream(self: &Rc<Self>, fd: RawFd) -> Upstream {
+        self.upstream.set(fd);
+        Upstream(self.clone())
+    }
+
+    /// Forgets a deadline that ended one wait but not the request (a connect: there are other instances).
+    pub fn forgive(&self) {
+        self.fired.set(None);
+    }
+
+    pub fn fired(&self) -> Option<Fired> {
+        self.fired.get()
+    }
+
+    /// Ends what is pending, once: the first reason stands.
+    pub fn fire(&self, why: Fired) {
+        if self.fired.get().is_none() {
+            self.fired.set(Some(why));
+        }
+        let upstream = self.upstream.get();
+        if upstream != NO_FD {
+            shutdown_now(upstream);
+        }
+        let client = self.client.get();
+        if client == NO_FD {
+            return;
+        }
+        match why {
+            // Only the reading ends: the client can still be told that it was too slow.
+            Fired::Deadline(Wait::KeepAlive | Wait::Head | Wait::Body | Wait::Linger) => {
+                finish_reading(client);
+            }
+            Fired::ClientGone | Fired::Deadline(Wait::ClientWrite) => shutdown_now(client),
+            Fired::Deadline(_) => {}
+        }
+    }
+
+    /// The client's descriptor is about to be closed: never touch that number again.
+    pub fn forget_client(&self) {
+        self.client.set(NO_FD);
+        self.disarm();
+        self.request_ms.set(u64::MAX);
+    }
+
+    fn expire(&self, now: u64) {
+        if self.deadline_ms.get() <= now {
+            self.deadline_ms.set(u64::MAX);
+            self.fire(Fired::Deadline(self.wait.get()));
+        } else if self.request_ms.get() <= now {
+            self.request_ms.set(u64::MAX);
+            self.fire(Fired::Deadline(Wait::Request));
+        }
+    }
+}
+
+/// While this lives, the slot may shut the upstream descriptor down.
+pub struct Upstream(Rc<Slot>);
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.0.upstream.set(NO_FD);
+    }
+}
+
+/// All slots of one shard.
+pub struct Sweep {
+    pub clock: Rc<Clock>,
+    slots: RefCell<Vec<Weak<Slot>>>,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Sweep {
+            clock: Clock::new(),
+            slots: RefCell::default(),
+        }
+    }
+}
+
+impl Sweep {
+    pub fn slot(&self, client: RawFd) -> Rc<Slot> {
+        let slot = Rc::new(Slot {
+            client: Cell::new(client),
+            upstream: Cell::new(NO_FD),
+            wait: Cell::new(Wait::KeepAlive),
+            deadline_ms: Cell::new(u64::MAX),
+            request_ms: Cell::new(u64::MAX),
+            fired: Cell::new(None),
+            clock: self.clock.clone(),
+        });
+        self.slots.borrow_mut().push(Rc::downgrade(&slot));
+        slot
+    }
+
+    /// Ends connections that wait for a next request: a draining proxy has none for them.
+    pub fn end_idle(&self) {
+        for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
+            if slot.wait.get() == Wait::KeepAlive && slot.deadline_ms.get() != u64::MAX {
+                slot.fire(Fired::Deadline(Wait::KeepAlive));
+            }
+        }
+    }
+
+    /// Fires what has expired and forgets what is gone.
+    pub fn run(&self) {
+        let now = self.clock.tick();
+        self.slots.borrow_mut().retain(|slot| match slot.upgrade() {
+            Some(slot) => {
+                slot.expire(now);
+                true
+            }
+            None => false,
+        });
+    }
+}

@@ -1,0 +1,411 @@
+//! One client connection: request after request, each answered before the next is begun.
+
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, Kind, Stage};
+use crate::exchange::reply::Own;
+use crate::exchange::{Reply, Request, Trace};
+use crate::id;
+use crate::log;
+use crate::metrics::{
+    Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
+};
+use crate::net::inbox::{Duet, Inbox, read_client};
+use crate::net::stream::{Stream, finish_writing, shutdown_now};
+use crate::net::sweep::{Fired, Slot, Wait};
+use crate::wire::head::{Framing, Method, Name};
+
+use super::intake::{self, Arrived, NoRequest};
+use super::shard::Shard;
+use super::surface::{Route, native};
+use super::{attempt, control, forward};
+
+/// How long a client that was answered early may take to read the answer before its bytes are cut off.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Serves the connection to its end. A panic ends this connection and nothing else.
+pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>) {
+    let Ok(stream) = Stream::from_tcp(fd, shard.tools.driver) else {
+        return;
+    };
+    let stream = Rc::new(stream);
+    let slot = shard.tools.sweep.slot(stream.fd());
+    let inbox = Inbox::new(shard.tools.buffers.clone());
+    let reader = read_client(stream.clone(), inbox.clone(), slot.clone());
+    let client = Client {
+        shard: shard.clone(),
+        stream: stream.clone(),
+        slot,
+        inbox,
+        peer,
+    };
+    let (slot, inbox) = (client.slot.clone(), client.inbox.clone());
+    let mut both = std::pin::pin!(Duet::new(reader, client.converse(), inbox));
+    let caught = poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| both.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        },
+    )
+    .await;
+    if let Err(panic) = caught {
+        shard.tools.metrics.inc(Counter::panics());
+        log::error(|| format!("a connection ended in a panic: {}", message(&*panic)));
+        shutdown_now(stream.fd());
+    }
+    slot.forget_client();
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+struct Client {
+    shard: Rc<Shard>,
+    stream: Rc<Stream>,
+    slot: Rc<Slot>,
+    inbox: Rc<Inbox>,
+    peer: Option<IpAddr>,
+}
+
+/// How one request ended, for its access line.
+pub struct Outcome {
+    pub endpoint: Endpoint,
+    pub trace: Trace,
+    pub end: log::End,
+}
+
+impl Client {
+    async fn converse(self) {
+        loop {
+            let mut reply = Reply::new(
+                self.stream.clone(),
+                self.slot.clone(),
+                self.shard.tools.clone(),
+            );
+            self.slot.end_request();
+            match intake::head(&self.shard, &self.inbox, &self.slot).await {
+                Ok(arrived) => {
+                    if !self.one(arrived, &mut reply).await {
+                        break;
+                    }
+                }
+                Err(NoRequest::Closed) => return,
+                Err(NoRequest::Refused(error)) => {
+                    self.refuse(&mut reply, &error, Endpoint::Other).await;
+                    break;
+                }
+            }
+            if self.shard.draining() {
+                break;
+            }
+        }
+        self.linger().await;
+    }
+
+    /// One request whose head is there. True if the connection can serve another.
+    async fn one(&self, arrived: Arrived, reply: &mut Reply) -> bool {
+        let head = &arrived.head;
+        reply.http11 = head.http11;
+        reply.to_head = head.method == Method::Head;
+        reply.keep_alive = head.keep_alive && !self.shard.draining();
+        let forwarded = &self.shard.tools.config.forward;
+        let route = self
+            .inbox
+            .look(|b| native::route(head.method, head.path(&b[..arrived.head_len]), forwarded));
+        if matches!(route, Route::NotFound | Route::MethodNotAllowed(_)) {
+            // Before the body, if there is one: nobody should upload for a 404.
+            reply.keep_alive &= head.framing == Framing::Length(0);
+        }
+        let mut memory = match intake::admit(&self.shard, head.framing) {
+            Ok(memory) => memory,
+            Err(error) => {
+                reply.keep_alive = false;
+                self.refuse(reply, &error, endpoint(route)).await;
+                return false;
+            }
+        };
+        let early =
+            !reply.keep_alive && matches!(route, Route::NotFound | Route::MethodNotAllowed(_));
+        let mut decoded = None;
+        if !early {
+            if !self.expect(&arrived, reply).await {
+                return false;
+            }
+            match intake::body(&self.shard, &self.inbox, &self.slot, &arrived, &mut memory).await {
+                Ok(body) => decoded = body,
+                Err(NoRequest::Closed) => return false,
+                Err(NoRequest::Refused(error)) => {
+                    reply.keep_alive = false;
+                    self.refuse(reply, &error, endpoint(route)).await;
+                    return false;
+                }
+            }
+        }
+        self.slot
+            .begin_request(self.shard.tools.config.timeouts.request);
+        let request = self.take(arrived, decoded, early);
+        self.inbox.watch();
+        self.answer(request.0, request.1, route, reply).await;
+        self.inbox.unwatch();
+        drop(memory);
+        reply.keep_alive && self.slot.fired() != Some(Fired::ClientGone)
+    }
+
+    /// Says 100 Continue where it was asked for and the body is not here already.
+    async fn expect(&self, arrived: &Arrived, reply: &mut Reply) -> bool {
+        let here = self.inbox.look(<[u8]>::len) > arrived.head_len;
+        if !arrived.head.expects_continue || here || arrived.head.framing == Framing::Length(0) {
+            return true;
+        }
+        let (result, _) = reply.write(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await;
+        reply.committed = false;
+        reply.bytes_out = 0;
+        result.is_ok()
+    }
+
+    fn take(&self, arrived: Arrived, decoded: Option<Vec<u8>>, early: bool) -> (Request, Trace) {
+        let Arrived {
+            head,
+            head_len,
+            started,
+        } = arrived;
+        let body = match head.framing {
+            Framing::Length(n) if !early => n as usize,
+            _ => 0,
+        };
+        let bytes = self.inbox.take(head_len + body);
+        let id = match head.fields.find(&bytes[..head_len], Name::RequestId) {
+            Some(id) if id::usable(id) => String::from_utf8_lossy(id).into_owned(),
+            _ => id::fresh(&self.shard.tools.rng),
+        };
+        let trace = Trace::new(started);
+        trace.body.set(Some(started.elapsed()));
+        let request = Request::new(head, bytes, head_len, decoded, id.into(), self.peer);
+        (request, trace)
+    }
+
+    async fn answer(&self, request: Request, trace: Trace, route: Route, reply: &mut Reply) {
+        let metrics = self.shard.tools.metrics.clone();
+        metrics.add(Counter::bytes(Direction::In), request.body().len() as u64);
+        let mut line = self.line(&request);
+        let id = request.id.clone();
+        let _in_flight = metrics.hold(Gauge::requests_in_flight(), 1);
+        let outcome = match route {
+            Route::Generate(endpoint) => {
+                attempt::generate(&self.shard, request, trace, reply, endpoint).await
+            }
+            Route::Forward => forward::forward(&self.shard, request, trace, reply).await,
+            own => {
+                let end = self.own(own, &id, reply).await;
+                Outcome {
+                    endpoint: Endpoint::Other,
+                    trace,
+                    end,
+                }
+            }
+        };
+        self.account(&mut line, &outcome, reply);
+        if let Some(line) = line {
+            log::access(line);
+        }
+    }
+
+    async fn own(&self, route: Route, id: &str, reply: &mut Reply) -> log::End {
+        const JSON: &str = "application/json";
+        let json = |status, body| Own {
+            status,
+            content_type: JSON,
+            body,
+            extra: &[],
+        };
+        let result = match route {
+            Route::Health => reply.own(Some(id), json(200, br#"{"status":"ok"}"#)).await,
+            Route::Ready if self.shard.shared.ready() => {
+                reply
+                    .own(Some(id), json(200, br#"{"status":"ready"}"#))
+                    .await
+            }
+            Route::Ready => {
+                let why = match self.shard.draining() {
+                    true => "the proxy is draining",
+                    false => "not every role that the handshake needs has an available instance",
+                };
+                return self.own_error(reply, id, Kind::NoInstance, why).await;
+            }
+            Route::Metrics => {
+                let body = self.shard.render(control::Page::Metrics).await;
+                let content_type = crate::metrics::CONTENT_TYPE;
+                let own = Own {
+                    status: 200,
+                    content_type,
+                    body: &body,
+                    extra: &[],
+                };
+                reply.own(Some(id), own).await
+            }
+            Route::Status => {
+                let body = self.shard.render(control::Page::Status).await;
+                reply.own(Some(id), json(200, &body)).await
+            }
+            Route::MethodNotAllowed(allow) => {
+                let cause = format!("this path takes {allow}");
+                let error = Error::new(Kind::MethodNotAllowed, Stage::Body, cause);
+                let status = error.kind.status();
+                let body =
+                    crate::wire::openai::error_body(&error.to_string(), error.kind.class(), status);
+                let extra = [("allow", allow)];
+                let own = Own {
+                    status,
+                    content_type: JSON,
+                    body: &body,
+                    extra: &extra,
+                };
+                reply.own(Some(id), own).await
+            }
+            _ => {
+                let what = "there is nothing at this path";
+                return self.own_error(reply, id, Kind::NotFound, what).await;
+            }
+        };
+        if result.is_ok() {
+            log::End::Ok
+        } else {
+            log::End::ClientGone
+        }
+    }
+
+    async fn own_error(
+        &self,
+        reply: &mut Reply,
+        id: &str,
+        kind: Kind,
+        what: &'static str,
+    ) -> log::End {
+        let error = Error::new(kind, Stage::Body, what);
+        self.shard
+            .tools
+            .metrics
+            .inc(Counter::request_errors(ErrorKind(kind.index())));
+        match reply.error(Some(id), &error).await {
+            Ok(()) => log::End::Error(kind.name()),
+            Err(_) => log::End::ClientGone,
+        }
+    }
+
+    /// A request that never was: answered, and the connection ends.
+    async fn refuse(&self, reply: &mut Reply, error: &Error, endpoint: Endpoint) {
+        let metrics = &self.shard.tools.metrics;
+        reply.keep_alive = false;
+        metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));
+        if error.kind == Kind::ClientTimeout {
+            metrics.inc(Counter::timeouts(error.stage));
+        }
+        metrics.inc(Counter::requests(endpoint, Code::of(error.kind.status())));
+        let _ = reply.error(None, error).await;
+        if log::access_enabled() {
+            log::access(log::Access {
+                client: self.peer,
+                status: error.kind.status(),
+                bytes_out: reply.bytes_out,
+                end: log::End::Error(error.kind.name()),
+                ..log::Access::default()
+            });
+        }
+    }
+
+    /// After the last answer: the client may still be sending, and a close now would reset the connection
+    /// and take the answer from under it.
+    async fn linger(&self) {
+        if self.inbox.closed() {
+            return;
+        }
+        self.slot.end_request();
+        finish_writing(self.stream.fd());
+        self.slot.arm(Wait::Linger, LINGER);
+        self.inbox.discard().await;
+        self.slot.disarm();
+    }
+
+    fn line(&self, request: &Request) -> Option<log::Access> {
+        log::access_enabled().then(|| {
+            let head = request.head_bytes();
+            log::Access {
+                time: SystemTime::now(),
+                id: request.id.clone(),
+                client: self.peer,
+                method: request.head.method_text(head).to_owned().into(),
+                path: request.head.target(head).into(),
+                bytes_in: request.body().len() as u64,
+                handshake: self.shard.shared.handshake_spec.name,
+                ..log::Access::default()
+            }
+        })
+    }
+
+    fn account(&self, line: &mut Option<log::Access>, outcome: &Outcome, reply: &Reply) {
+        let metrics = &self.shard.tools.metrics;
+        let trace = &outcome.trace;
+        let status = match outcome.end {
+            log::End::ClientGone if !reply.committed => 499,
+            _ => reply.status,
+        };
+        metrics.inc(Counter::requests(outcome.endpoint, Code::of(status)));
+        metrics.add(Counter::bytes(Direction::Out), reply.bytes_out);
+        metrics.add(Counter::chunks(), reply.chunks);
+        if outcome.end == log::End::ClientGone {
+            metrics.inc(Counter::client_gone(trace.stage.get()));
+        }
+        let total = trace.started.elapsed();
+        if outcome.endpoint != Endpoint::Other {
+            observe(metrics, trace, total);
+        }
+        let Some(line) = line else { return };
+        line.status = status;
+        line.endpoint = outcome.endpoint.name();
+        line.prefill = trace.prefill_at.borrow().clone();
+        line.decode = trace.decode_at.borrow().clone();
+        line.bytes_out = reply.bytes_out;
+        line.chunks = reply.chunks;
+        line.retries = trace.retries.get();
+        line.body = trace.body.get();
+        line.prefill_time = trace.prefill.get();
+        line.decode_head = trace.decode_head.get();
+        line.ttft = trace.ttft.get();
+        line.stream = trace.stream.get();
+        line.total = total;
+        line.end = outcome.end;
+    }
+}
+
+fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
+    let spans = [
+        (Span::Body, trace.body.get()),
+        (Span::Prefill, trace.prefill.get()),
+        (Span::DecodeHead, trace.decode_head.get()),
+        (Span::Ttft, trace.ttft.get()),
+        (Span::Stream, trace.stream.get()),
+        (Span::Total, Some(total)),
+    ];
+    for (span, duration) in spans {
+        if let Some(duration) = duration {
+            metrics.observe(Histogram::stage(span), duration);
+        }
+    }
+}
+
+fn endpoint(route: Route) -> Endpoint {
+    match route {
+        Route::Generate(endpoint) => endpoint,
+        Route::Forward => Endpoint::Forward,
+        _ => Endpoint::Other,
+    }
+}

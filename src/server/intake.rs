@@ -1,0 +1,202 @@
+//! Intake: from a connection's bytes to one [`Request`], within limits, strictly.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::error::{Error, Kind, Stage};
+use crate::net::inbox::Inbox;
+use crate::net::sweep::{Slot, Wait};
+use crate::wire::chunk::ChunkScan;
+use crate::wire::head::{BadHead, Framing, HeadScan, RequestHead};
+
+use super::shard::Shard;
+
+/// A head as received, still in the inbox.
+pub struct Arrived {
+    pub head: RequestHead,
+    pub head_len: usize,
+    /// When its first byte was there.
+    pub started: Instant,
+}
+
+/// Why there is no request.
+pub enum NoRequest {
+    /// The client has ended between requests, or in the middle of a head: nobody to tell.
+    Closed,
+    /// Answered with this error, and the connection ends: what follows cannot be told apart.
+    Refused(Error),
+}
+
+fn refused(kind: Kind, cause: impl Into<std::borrow::Cow<'static, str>>) -> NoRequest {
+    NoRequest::Refused(Error::new(kind, Stage::Body, cause))
+}
+
+/// Waits for a head.
+pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, NoRequest> {
+    let config = &shard.tools.config;
+    let mut scan = HeadScan::default();
+    let mut started = None;
+    slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
+    loop {
+        // RFC 9112 2.2: an empty line before a request line is to be ignored.
+        while inbox.look(|b| b.starts_with(b"\r\n")) && started.is_none() {
+            drop(inbox.take(2));
+        }
+        let (found, length) = inbox.look(|bytes| (scan.advance(bytes), bytes.len()));
+        let found = found.map_err(bad_head)?;
+        // Another read could end in the middle of the ignorable line: a lone CR starts no head.
+        if length > 1 && started.is_none() {
+            started = Some(Instant::now());
+            slot.arm(Wait::Head, config.timeouts.head);
+        }
+        let max = config.limits.head_bytes_max;
+        if found.unwrap_or(length) > max {
+            return Err(refused(
+                Kind::HeadTooLarge,
+                format!("the head is larger than limits.head_bytes_max ({max} bytes)"),
+            ));
+        }
+        if let Some(head_len) = found {
+            let head = inbox
+                .look(|b| RequestHead::parse(&b[..head_len]))
+                .map_err(bad_head)?;
+            return Ok(Arrived {
+                head,
+                head_len,
+                started: started.unwrap_or_else(Instant::now),
+            });
+        }
+        if !inbox.more().await {
+            return Err(match slot.fired() {
+                Some(_) if started.is_some() => {
+                    refused(Kind::ClientTimeout, "the head did not come in time")
+                }
+                _ => NoRequest::Closed,
+            });
+        }
+    }
+}
+
+fn bad_head(bad: BadHead) -> NoRequest {
+    match bad {
+        BadHead::TooManyHeaders => refused(Kind::HeadTooLarge, bad.message()),
+        _ => refused(Kind::BadRequest, bad.message()),
+    }
+}
+
+/// Body bytes that a shard holds, given back when the request ends.
+pub struct BodyMemory {
+    shard: Rc<Shard>,
+    bytes: usize,
+}
+
+impl Drop for BodyMemory {
+    fn drop(&mut self) {
+        let held = &self.shard.body_memory;
+        held.set(held.get() - self.bytes);
+    }
+}
+
+/// May a body of this size come? Asked before 100-continue.
+pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<BodyMemory, Error> {
+    let limits = &shard.tools.config.limits;
+    let bytes = match framing {
+        Framing::Length(n) if n > limits.body_bytes_max as u64 => {
+            return Err(too_large(limits.body_bytes_max));
+        }
+        Framing::Length(n) => n as usize,
+        // Its length is not known yet: charged as it comes.
+        Framing::Chunked | Framing::Close => 0,
+    };
+    let mut memory = BodyMemory {
+        shard: shard.clone(),
+        bytes: 0,
+    };
+    memory.grow(bytes)?;
+    Ok(memory)
+}
+
+impl BodyMemory {
+    fn grow(&mut self, by: usize) -> Result<(), Error> {
+        let max = self.shard.tools.config.limits.body_memory_max;
+        let held = self.shard.body_memory.get();
+        if held + by > max {
+            let what = "request bodies hold limits.body_memory_max on this shard; try again";
+            return Err(Error::new(Kind::BodyMemory, Stage::Body, what));
+        }
+        self.shard.body_memory.set(held + by);
+        self.bytes += by;
+        Ok(())
+    }
+}
+
+fn too_large(max: usize) -> Error {
+    let what = format!("the body is larger than limits.body_bytes_max ({max} bytes)");
+    Error::new(Kind::BodyTooLarge, Stage::Body, what)
+}
+
+/// Waits for the body. `Some`: it came chunked, and this is it; `None`: it follows the head in the inbox.
+pub async fn body(
+    shard: &Shard,
+    inbox: &Inbox,
+    slot: &Slot,
+    arrived: &Arrived,
+    memory: &mut BodyMemory,
+) -> Result<Option<Vec<u8>>, NoRequest> {
+    match arrived.head.framing {
+        Framing::Length(n) => {
+            let total = arrived.head_len + n as usize;
+            if inbox.look(<[u8]>::len) < total {
+                inbox.reserve(total);
+            }
+            while inbox.look(<[u8]>::len) < total {
+                more(shard, inbox, slot).await?;
+            }
+            Ok(None)
+        }
+        Framing::Chunked => chunked(shard, inbox, slot, arrived.head_len, memory)
+            .await
+            .map(Some),
+        Framing::Close => Ok(None),
+    }
+}
+
+async fn chunked(
+    shard: &Shard,
+    inbox: &Inbox,
+    slot: &Slot,
+    head_len: usize,
+    memory: &mut BodyMemory,
+) -> Result<Vec<u8>, NoRequest> {
+    let max = shard.tools.config.limits.body_bytes_max;
+    let mut scan = ChunkScan::default();
+    let mut body = Vec::new();
+    loop {
+        let before = body.len();
+        let used = inbox
+            .look(|bytes| scan.feed(&bytes[head_len..], |data| body.extend_from_slice(data)))
+            .map_err(|bad| refused(Kind::BadRequest, bad.0))?;
+        inbox.cut(head_len, used);
+        if body.len() > max {
+            return Err(NoRequest::Refused(too_large(max)));
+        }
+        memory
+            .grow(body.len() - before)
+            .map_err(NoRequest::Refused)?;
+        if scan.done() {
+            return Ok(body);
+        }
+        more(shard, inbox, slot).await?;
+    }
+}
+
+async fn more(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<(), NoRequest> {
+    slot.arm(Wait::Body, shard.tools.config.timeouts.body);
+    if inbox.more().await {
+        return Ok(());
+    }
+    Err(match slot.fired() {
+        Some(_) => refused(Kind::ClientTimeout, "the body did not come in time"),
+        None => NoRequest::Closed,
+    })
+}

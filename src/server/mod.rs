@@ -1,0 +1,253 @@
+//! Floor 6: the threads. Shards serve clients, one control thread watches the cluster.
+//!
+//! * **For:** building everything from a [`Config`], starting it, draining it.
+//! * **Must never:** know a handshake's steps or a policy's reasons; do on a shard what can wait for the
+//!   control thread.
+//! * **To extend:** another program's paths and shapes are a file in `surface/`.
+//!
+//! ```text
+//! listen -> shard -> connection -> intake (a Request) -> surface (a Route)
+//!                                     -> attempt -> <handshake>   |  forward  |  own answer
+//! ```
+
+pub mod attempt;
+pub mod connection;
+pub mod control;
+pub mod cores;
+pub mod forward;
+pub mod intake;
+pub mod mailbox;
+pub mod shard;
+pub mod status;
+pub mod surface;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, resolve};
+use crate::config::{Config, Role};
+use crate::error::KINDS;
+use crate::exchange::Policies;
+use crate::handshake::{self, Handshake};
+use crate::log;
+use crate::metrics::Metrics;
+use crate::net::runtime::Driver;
+use crate::net::{limit, listen};
+use crate::policy;
+use crate::shared::Published;
+use mailbox::Mailbox;
+
+/// What all threads share. Read-mostly; what changes per request lives in the shards.
+pub struct Shared {
+    pub config: Arc<Config>,
+    pub cluster: Arc<Published<Cluster>>,
+    pub handshake: Box<dyn Handshake>,
+    pub handshake_spec: &'static handshake::Spec,
+    pub policies: Arc<Policies>,
+    pub metrics: Arc<Metrics>,
+    pub started: Instant,
+    /// Generate requests in flight in the process.
+    pub in_flight: AtomicUsize,
+    pub connections: AtomicUsize,
+    pub draining: AtomicBool,
+    pub shards: Vec<Mailbox<shard::Letter>>,
+    pub control: Mailbox<control::Letter>,
+    pub drivers: Vec<std::sync::OnceLock<Driver>>,
+    pub open_files_max: u64,
+}
+
+impl Shared {
+    /// Could a generate request be served now?
+    pub fn ready(&self) -> bool {
+        let now = crate::cluster::ejection::now_ms();
+        let cluster = self.cluster.get();
+        !self.draining.load(Ordering::Relaxed)
+            && self
+                .handshake_spec
+                .needs
+                .iter()
+                .all(|role| cluster.available(*role, now))
+    }
+}
+
+/// A running proxy. Dropping it stops it at once; [`Server::drain`] lets streams finish first.
+pub struct Server {
+    pub address: SocketAddr,
+    pub shared: Arc<Shared>,
+    /// One line per shard: its CPU, its driver, and why not a faster one.
+    pub shard_lines: Vec<String>,
+    shards: Vec<JoinHandle<()>>,
+    control: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Binds, starts all threads, and returns when every shard accepts.
+    pub fn start(config: Config) -> io::Result<Server> {
+        let cpus = cores::plan(&config.cores).map_err(io::Error::other)?;
+        let open_files_max = limit::raise_nofile();
+        let listeners = bind(&config, cpus.len())?;
+        let address = listeners[0].local_addr()?;
+        let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
+        let control = control::spawn(shared.clone(), control_ear)?;
+        let (report, reports) = mpsc::channel();
+        let mut shards = Vec::new();
+        for (index, ((cpu, listener), ear)) in cpus.iter().zip(listeners).zip(ears).enumerate() {
+            let start = shard::Start {
+                index,
+                cpu: *cpu,
+                listener,
+                ear,
+                shared: shared.clone(),
+                report: report.clone(),
+            };
+            shards.push(shard::spawn(start)?);
+        }
+        drop(report);
+        let mut shard_lines = vec![String::new(); cpus.len()];
+        for _ in 0..cpus.len() {
+            let (index, line) = reports
+                .recv()
+                .map_err(|_| io::Error::other("a shard ended while it started"))?;
+            shard_lines[index] = line.map_err(io::Error::other)?;
+        }
+        Ok(Server {
+            address,
+            shared,
+            shard_lines,
+            shards,
+            control: Some(control),
+        })
+    }
+
+    /// Stops accepting, lets what runs finish within the limit, then stops. True: nothing was cut.
+    pub fn drain(mut self, limit: Duration) -> bool {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        for shard in &self.shared.shards {
+            shard.post(shard::Letter::Drain);
+        }
+        let deadline = Instant::now() + limit;
+        while self.shared.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let clean = self.shared.connections.load(Ordering::Relaxed) == 0;
+        self.stop();
+        clean
+    }
+
+    fn stop(&mut self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        for shard in &self.shared.shards {
+            shard.post(shard::Letter::Stop);
+        }
+        self.shared.control.post(control::Letter::Stop);
+        for thread in self.shards.drain(..).chain(self.control.take()) {
+            if thread.join().is_err() {
+                log::error(|| "a thread ended in a panic".into());
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn bind(config: &Config, shards: usize) -> io::Result<Vec<TcpListener>> {
+    let place = format!("{}:{}", config.host, config.port);
+    let say = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; another program has this port: stop it, or change `port`"
+            }
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+            _ => "",
+        };
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {place}: {error}{hint}"),
+        )
+    };
+    let host = config.host.trim_start_matches('[').trim_end_matches(']');
+    let address = (host, config.port)
+        .to_socket_addrs()
+        .map_err(say)?
+        .next()
+        .ok_or_else(|| io::Error::other(format!("host {host} has no address")))?;
+    listen::bind(address, shards).map_err(say)
+}
+
+type Ears = Vec<std::os::unix::net::UnixStream>;
+
+fn build(
+    config: Config,
+    shards: usize,
+    open_files_max: u64,
+) -> io::Result<(Arc<Shared>, Ears, std::os::unix::net::UnixStream)> {
+    let metrics = Metrics::with_error_kinds(shards, &KINDS);
+    let cluster = Cluster::from_config(&config, &metrics);
+    resolve_names(&cluster);
+    let spec = handshake::find(&config.handshake)
+        .ok_or_else(|| io::Error::other(format!("unknown handshake {}", config.handshake)))?;
+    let policies = policies(&config)?;
+    let mut mailboxes = Vec::new();
+    let mut ears = Vec::new();
+    for _ in 0..shards {
+        let (mailbox, ear) = Mailbox::new()?;
+        mailboxes.push(mailbox);
+        ears.push(ear);
+    }
+    let (control, control_ear) = Mailbox::new()?;
+    let shared = Arc::new(Shared {
+        config: Arc::new(config),
+        cluster: Arc::new(Published::new(cluster)),
+        handshake: (spec.build)(),
+        handshake_spec: spec,
+        policies: Arc::new(policies),
+        metrics,
+        started: Instant::now(),
+        in_flight: AtomicUsize::new(0),
+        connections: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        shards: mailboxes,
+        control,
+        drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
+        open_files_max,
+    });
+    Ok((shared, ears, control_ear))
+}
+
+/// Before the shards start, so that the first request finds addresses.
+fn resolve_names(cluster: &Cluster) {
+    for instance in &cluster.instances {
+        if instance.targets.get().is_empty() {
+            let found = resolve(&instance.address);
+            if found.is_empty() {
+                let (role, name) = (instance.role.name(), &instance.name);
+                log::warning(|| format!("{role} {name}: its name has no address yet"));
+            }
+            instance.targets.publish(found);
+        }
+    }
+}
+
+fn policies(config: &Config) -> io::Result<Policies> {
+    let build = |role: Role| {
+        let name = match role {
+            Role::Decode => &config.scheduling.decode,
+            _ => &config.scheduling.prefill,
+        };
+        policy::build(name).ok_or_else(|| io::Error::other(format!("unknown policy {name}")))
+    };
+    Ok(Policies {
+        encode: build(Role::Encode)?,
+        prefill: build(Role::Prefill)?,
+        decode: build(Role::Decode)?,
+        aggregated: build(Role::Aggregated)?,
+    })
+}

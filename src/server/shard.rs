@@ -1,0 +1,332 @@
+//! One shard: a pinned thread with its own ring, listener, pools, view of load and metric cells.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::cluster::load::LoadView;
+use crate::exchange::Tools;
+use crate::log;
+use crate::metrics::{Counter, Gauge};
+use crate::net::buffer::Buffers;
+use crate::net::pool::Pool;
+use crate::net::runtime::{self, Driver};
+use crate::net::stream::{Stream, shutdown_now};
+use crate::net::sweep::{SWEEP_EVERY, Sweep};
+use crate::rng::Rng;
+use crate::shared::Reader;
+
+use super::{Shared, connection, control, cores};
+
+/// What other threads tell a shard.
+pub enum Letter {
+    /// The control thread's answer to a render.
+    Rendered {
+        ticket: u64,
+        body: Vec<u8>,
+    },
+    Drain,
+    Stop,
+}
+
+/// What a shard thread starts with.
+pub struct Start {
+    pub index: usize,
+    pub cpu: Option<usize>,
+    pub listener: TcpListener,
+    pub ear: UnixStream,
+    pub shared: Arc<Shared>,
+    /// One line when it serves, or why it cannot.
+    pub report: Sender<(usize, Result<String, String>)>,
+}
+
+pub fn spawn(start: Start) -> io::Result<JoinHandle<()>> {
+    let name = format!("shard-{}", start.index);
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || run(start))
+}
+
+/// The shard as its connections see it.
+pub struct Shard {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub tools: Rc<Tools>,
+    /// Request body bytes held now.
+    pub body_memory: Cell<usize>,
+    /// Renders asked of the control thread and not yet here.
+    renders: RefCell<HashMap<u64, Render>>,
+    tickets: Cell<u64>,
+    stop: Cell<bool>,
+    stop_waker: RefCell<Option<Waker>>,
+    listener_fd: i32,
+}
+
+enum Render {
+    Waiting(Option<Waker>),
+    Here(Vec<u8>),
+}
+
+fn run(start: Start) {
+    // Pin first: the ring and all memory touched from here on are then local to this core.
+    let pinned = start.cpu.is_none_or(cores::pin);
+    let built = match runtime::build() {
+        Ok(built) => built,
+        Err(error) => {
+            let _ = start
+                .report
+                .send((start.index, Err(format!("no I/O driver works: {error}"))));
+            return;
+        }
+    };
+    let _ = start.shared.drivers[start.index].set(built.driver);
+    let line = describe(&start, &built.driver, &built.why, pinned);
+    let mut runtime = built.runtime;
+    runtime.block_on(serve(start, built.driver, line));
+}
+
+fn describe(start: &Start, driver: &Driver, why: &str, pinned: bool) -> String {
+    let place = match start.cpu {
+        Some(cpu) if pinned => format!("CPU {cpu}"),
+        Some(cpu) => format!("not pinned (the kernel refused CPU {cpu})"),
+        None => "not pinned".to_owned(),
+    };
+    let why = if why.is_empty() {
+        String::new()
+    } else {
+        format!(" ({why})")
+    };
+    format!("shard {} on {place}, {}{why}", start.index, driver.name())
+}
+
+async fn serve(start: Start, driver: Driver, line: String) {
+    let Start {
+        index,
+        listener,
+        ear,
+        shared,
+        report,
+        ..
+    } = start;
+    let shard = Rc::new(new_shard(index, shared, driver, listener.as_raw_fd()));
+    let _ = report.send((index, Ok(line)));
+    drop(report);
+    monoio::spawn(accept(shard.clone(), listener, driver));
+    monoio::spawn(sweep(shard.clone()));
+    monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
+    poll_fn(|cx| {
+        if shard.stop.get() {
+            return Poll::Ready(());
+        }
+        *shard.stop_waker.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    })
+    .await;
+}
+
+fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32) -> Shard {
+    let config = shared.config.clone();
+    let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
+    let tools = Tools {
+        driver,
+        cluster: Reader::new(shared.cluster.clone()),
+        policies: shared.policies.clone(),
+        buffers: Rc::new(Buffers::default()),
+        pool: Pool::new(config.limits.idle_per_instance_max, idle_ms),
+        view: LoadView::new(config.scheduling.load_view_max_age),
+        sweep: Rc::new(Sweep::default()),
+        metrics: Rc::new(shared.metrics.shard(index)),
+        rng: Rng::from_entropy(),
+        // Shards start apart, or they would all begin with the same instance.
+        rotation: Cell::new(index as u64),
+        candidates: RefCell::default(),
+        config,
+    };
+    Shard {
+        index,
+        shared,
+        tools: Rc::new(tools),
+        body_memory: Cell::new(0),
+        renders: RefCell::default(),
+        tickets: Cell::new(0),
+        stop: Cell::new(false),
+        stop_waker: RefCell::new(None),
+        listener_fd,
+    }
+}
+
+/// Accepts for ever, in a task that is never cancelled: a cancelled accept leaks a descriptor.
+async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
+    let _ = listener.set_nonblocking(driver.nonblocking());
+    let Ok(listener) = monoio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // SAFETY: the number was just given up by its owner.
+                let fd = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
+                shard.clone().serve(fd, Some(peer.ip()));
+            }
+            Err(_) if shard.shared.draining.load(Ordering::Relaxed) => return,
+            Err(error) => {
+                // EMFILE and its kin pass; what must not happen is a loop at full speed.
+                log::limited("accept", log::Level::Error, || {
+                    format!("cannot accept a connection: {error}")
+                });
+                monoio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn sweep(shard: Rc<Shard>) {
+    let tools = &shard.tools;
+    let mut idle = 0i64;
+    loop {
+        monoio::time::sleep(SWEEP_EVERY).await;
+        tools.sweep.run();
+        tools.pool.prune(tools.sweep.clock.coarse_ms());
+        let now = tools.pool.idle() as i64;
+        tools.metrics.gauge_add(Gauge::pool_idle(), now - idle);
+        idle = now;
+    }
+}
+
+async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
+    let Ok(stream) = Stream::from_unix(ear.into(), driver) else {
+        return;
+    };
+    let mut buf = Vec::with_capacity(64);
+    loop {
+        buf.clear();
+        let (result, back) = stream.read(buf).await;
+        buf = back;
+        for letter in shard.shared.shards[shard.index].take() {
+            match letter {
+                Letter::Rendered { ticket, body } => shard.rendered(ticket, body),
+                Letter::Drain => shard.drain(),
+                Letter::Stop => return shard.stop(),
+            }
+        }
+        if !matches!(result, Ok(n) if n > 0) {
+            return;
+        }
+    }
+}
+
+impl Shard {
+    /// Serves one client connection, from wherever it was accepted.
+    pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>) {
+        let metrics = self.tools.metrics.clone();
+        metrics.inc(Counter::connections_accepted());
+        let limit = self.tools.config.limits.connections_max;
+        if self.shared.connections.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            metrics.inc(Counter::connections_rejected());
+            log::limited("connections", log::Level::Warning, || {
+                format!("limits.connections_max ({limit}) is reached: connections are refused")
+            });
+            return refuse(fd);
+        }
+        metrics.gauge_add(Gauge::connections_open(), 1);
+        monoio::spawn(async move {
+            connection::serve(&self, fd, peer).await;
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.tools.metrics.gauge_add(Gauge::connections_open(), -1);
+        });
+    }
+
+    pub fn draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed)
+    }
+
+    /// Has the control thread render a page, and waits for it.
+    pub async fn render(&self, page: control::Page) -> Vec<u8> {
+        let ticket = self.tickets.get();
+        self.tickets.set(ticket + 1);
+        self.renders
+            .borrow_mut()
+            .insert(ticket, Render::Waiting(None));
+        self.shared.control.post(control::Letter::Render {
+            shard: self.index,
+            ticket,
+            page,
+        });
+        // Dropped if the client leaves meanwhile; then the page is thrown away when it comes.
+        let _forget = Forget {
+            shard: self,
+            ticket,
+        };
+        poll_fn(|cx| match self.renders.borrow_mut().get_mut(&ticket) {
+            Some(Render::Here(body)) => Poll::Ready(std::mem::take(body)),
+            Some(Render::Waiting(waker)) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(Vec::new()),
+        })
+        .await
+    }
+
+    fn rendered(&self, ticket: u64, body: Vec<u8>) {
+        if let Some(render) = self.renders.borrow_mut().get_mut(&ticket) {
+            if let Render::Waiting(Some(waker)) = std::mem::replace(render, Render::Here(body)) {
+                waker.wake();
+            }
+        }
+    }
+
+    fn drain(&self) {
+        // Ends the pending accept; connections in the listener's queue are refused from here on.
+        shutdown_now(self.listener_fd);
+        self.tools.sweep.end_idle();
+    }
+
+    fn stop(&self) {
+        self.stop.set(true);
+        if let Some(waker) = self.stop_waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+struct Forget<'a> {
+    shard: &'a Shard,
+    ticket: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shard.renders.borrow_mut().remove(&self.ticket);
+    }
+}
+
+/// One write that fits any socket buffer, then closed.
+fn refuse(fd: OwnedFd) {
+    const BODY: &str = concat!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n",
+        "content-length: 104\r\nconnection: close\r\n\r\n",
+        r#"{"error":{"message":"too many client connections","type":"service_unavailable","param":null,"code":503}}"#
+    );
+    // SAFETY: a plain non-blocking send on a descriptor that we own.
+    unsafe {
+        libc::send(
+            fd.as_raw_fd(),
+            BODY.as_ptr().cast(),
+            BODY.len(),
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+}

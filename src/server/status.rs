@@ -1,0 +1,110 @@
+//! `/status`: what the proxy knows, as JSON for people.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::Shared;
+use crate::cluster::ejection::now_ms;
+
+#[derive(Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    uptime_s: u64,
+    ready: bool,
+    draining: bool,
+    handshake: &'a str,
+    scheduling: Scheduling<'a>,
+    tokens_per_byte: f32,
+    limits: Limits,
+    shards: Vec<Shard>,
+    instances: Vec<Instance<'a>>,
+}
+
+#[derive(Serialize)]
+struct Scheduling<'a> {
+    prefill: &'a str,
+    decode: &'a str,
+}
+
+#[derive(Serialize)]
+struct Limits {
+    in_flight: Level,
+    connections: Level,
+    open_files_max: u64,
+}
+
+#[derive(Serialize)]
+struct Level {
+    now: usize,
+    max: usize,
+}
+
+#[derive(Serialize)]
+struct Shard {
+    index: usize,
+    driver: &'static str,
+}
+
+#[derive(Serialize)]
+struct Instance<'a> {
+    role: &'static str,
+    address: &'a str,
+    health: &'static str,
+    ejected: bool,
+    requests: i64,
+    tokens: i64,
+    weight: f64,
+}
+
+pub fn render(shared: &Shared) -> Vec<u8> {
+    let cluster = shared.cluster.get();
+    let now = now_ms();
+    let config = &shared.config;
+    let instances = cluster.instances.iter().map(|one| {
+        let load = one.load.read();
+        Instance {
+            role: one.role.name(),
+            address: &one.name,
+            health: one.health().name(),
+            ejected: one.ejection.ejected(now),
+            requests: load.requests,
+            tokens: load.tokens,
+            weight: one.weight,
+        }
+    });
+    let shards = shared
+        .drivers
+        .iter()
+        .enumerate()
+        .map(|(index, driver)| Shard {
+            index,
+            driver: driver.get().map_or("starting", |d| d.name()),
+        });
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_s: shared.started.elapsed().as_secs(),
+        ready: shared.ready(),
+        draining: shared.draining.load(Ordering::Relaxed),
+        handshake: &config.handshake,
+        scheduling: Scheduling {
+            prefill: &config.scheduling.prefill,
+            decode: &config.scheduling.decode,
+        },
+        tokens_per_byte: cluster.estimate.ratio(),
+        limits: Limits {
+            in_flight: Level {
+                now: shared.in_flight.load(Ordering::Relaxed),
+                max: config.limits.in_flight_max,
+            },
+            connections: Level {
+                now: shared.connections.load(Ordering::Relaxed),
+                max: config.limits.connections_max,
+            },
+            open_files_max: shared.open_files_max,
+        },
+        shards: shards.collect(),
+        instances: instances.collect(),
+    };
+    sonic_rs::to_vec_pretty(&status).unwrap_or_default()
+}

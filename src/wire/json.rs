@@ -1,0 +1,528 @@
+//! The top level of one JSON object as ranges, and edits to it by range: the splice.
+//!
+//! A body is read once, without recursion and without a tree. What the scan does not need to know stays
+//! as the client wrote it: numbers keep their digits, strings their escapes, members their order. Two
+//! rules keep proxy and engine from reading one body differently: of duplicate keys the *last* counts
+//! (as in Python's json), and an edit removes *all* of them; keys with escapes are compared unescaped.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Members at the top level beyond this are refused: no engine has so many parameters.
+const MEMBERS_MAX: usize = 1024;
+
+/// Why a body is no object that can be spliced. `at` is a byte offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadJson {
+    pub at: usize,
+    pub what: &'static str,
+}
+
+/// One `"key": value` of the top level; ranges into the scanned bytes. The key range has no quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    key: (u32, u32),
+    value: (u32, u32),
+    escaped: bool,
+}
+
+impl Member {
+    pub fn value(&self) -> Range<usize> {
+        self.value.0 as usize..self.value.1 as usize
+    }
+
+    /// From the key's opening quote to the end of the value.
+    fn whole(&self) -> Range<usize> {
+        self.key.0 as usize - 1..self.value.1 as usize
+    }
+
+    pub fn is(&self, bytes: &[u8], key: &str) -> bool {
+        let raw = &bytes[self.key.0 as usize..self.key.1 as usize];
+        if self.escaped {
+            // One character takes at most six bytes escaped, so a huge key is not unescaped per look-up.
+            raw.len() <= 6 * key.len() && unescape(raw) == key.as_bytes()
+        } else {
+            raw == key.as_bytes()
+        }
+    }
+}
+
+/// The index of one object's members.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Object {
+    members: Vec<Member>,
+    /// Offset of the closing brace.
+    close: u32,
+}
+
+impl Object {
+    /// Scans a whole JSON text that must be one object with nothing but whitespace around it.
+    pub fn scan(bytes: &[u8], depth_max: usize) -> Result<Object, BadJson> {
+        if bytes.len() > u32::MAX as usize {
+            return Err(BadJson {
+                at: 0,
+                what: "the body is too large to index",
+            });
+        }
+        let mut scan = Scan {
+            bytes,
+            pos: 0,
+            depth_max,
+        };
+        scan.space();
+        let object = scan.object()?;
+        scan.space();
+        if scan.pos != bytes.len() {
+            return scan.bad("there is something after the closing brace");
+        }
+        Ok(object)
+    }
+
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The value that an engine will see: the last member of this name.
+    pub fn get<'a>(&self, bytes: &'a [u8], key: &str) -> Option<&'a [u8]> {
+        self.range(bytes, key).map(|r| &bytes[r])
+    }
+
+    pub fn range(&self, bytes: &[u8], key: &str) -> Option<Range<usize>> {
+        self.members
+            .iter()
+            .rev()
+            .find(|m| m.is(bytes, key))
+            .map(Member::value)
+    }
+
+    pub fn has(&self, bytes: &[u8], key: &str) -> bool {
+        self.members.iter().any(|m| m.is(bytes, key))
+    }
+}
+
+struct Scan<'a> {
+    bytes: &'a [u8],
+    pos: usize,
+    depth_max: usize,
+}
+
+impl Scan<'_> {
+    fn bad<T>(&self, what: &'static str) -> Result<T, BadJson> {
+        Err(BadJson { at: self.pos, what })
+    }
+
+    fn peek(&self) -> u8 {
+        self.bytes.get(self.pos).copied().unwrap_or(0)
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), b' ' | b'\n' | b'\r' | b'\t') {
+            self.pos += 1;
+        }
+    }
+
+    fn object(&mut self) -> Result<Object, BadJson> {
+        if self.peek() != b'{' {
+            return self.bad("the body is not a JSON object");
+        }
+        self.pos += 1;
+        let mut members = Vec::with_capacity(16);
+        self.space();
+        if self.peek() != b'}' {
+            loop {
+                members.push(self.member()?);
+                if members.len() > MEMBERS_MAX {
+                    return self.bad("the object has more than 1024 members");
+                }
+                self.space();
+                match self.peek() {
+                    b',' => self.pos += 1,
+                    b'}' => break,
+                    _ => return self.bad("expected ',' or '}'"),
+                }
+                self.space();
+            }
+        }
+        let close = self.pos as u32;
+        self.pos += 1;
+        Ok(Object { members, close })
+    }
+
+    fn member(&mut self) -> Result<Member, BadJson> {
+        if self.peek() != b'"' {
+            return self.bad("expected a key in double quotes");
+        }
+        let key_start = self.pos + 1;
+        let escaped = self.string()?;
+        let key = (key_start as u32, self.pos as u32 - 1);
+        self.space();
+        if self.peek() != b':' {
+            return self.bad("expected ':' after a key");
+        }
+        self.pos += 1;
+        self.space();
+        let start = self.pos as u32;
+        self.value()?;
+        Ok(Member {
+            key,
+            value: (start, self.pos as u32),
+            escaped,
+        })
+    }
+
+    /// Skips one string, the cursor on its opening quote. True if it has escapes.
+    fn string(&mut self) -> Result<bool, BadJson> {
+        let mut at = self.pos + 1;
+        let mut escaped = false;
+        loop {
+            match memchr::memchr2(b'"', b'\\', &self.bytes[at.min(self.bytes.len())..]) {
+                None => {
+                    self.pos = self.bytes.len();
+                    return self.bad("a string has no end");
+                }
+                Some(found) => {
+                    at += found;
+                    if self.bytes[at] == b'"' {
+                        self.pos = at + 1;
+                        return Ok(escaped);
+                    }
+                    escaped = true;
+                    at += 2;
+                }
+            }
+        }
+    }
+
+    fn value(&mut self) -> Result<(), BadJson> {
+        match self.peek() {
+            b'"' => self.string().map(|_| ()),
+            b'{' | b'[' => self.nested(),
+            _ => self.scalar(),
+        }
+    }
+
+    /// Numbers and words. Python's json also reads NaN and Infinity, so engines may: they pass.
+    fn scalar(&mut self) -> Result<(), BadJson> {
+        let start = self.pos;
+        while matches!(self.peek(), b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.') {
+            self.pos += 1;
+        }
+        let word = &self.bytes[start..self.pos];
+        let number = word
+            .first()
+            .is_some_and(|b| b.is_ascii_digit() || *b == b'-')
+            && word
+                .iter()
+                .all(|b| matches!(b, b'0'..=b'9' | b'e' | b'E' | b'+' | b'-' | b'.'));
+        let words: [&[u8]; 6] = [
+            b"true",
+            b"false",
+            b"null",
+            b"NaN",
+            b"Infinity",
+            b"-Infinity",
+        ];
+        if number || words.contains(&word) {
+            Ok(())
+        } else {
+            self.pos = start;
+            self.bad("expected a value")
+        }
+    }
+
+    /// Skips one array or object by matching brackets, with a stack of one byte per level: no recursion,
+    /// so no body can overflow the stack.
+    fn nested(&mut self) -> Result<(), BadJson> {
+        let mut stack: Vec<u8> = Vec::with_capacity(8);
+        loop {
+            // Everything but strings and brackets is skipped unread: the engine judges it.
+            let rest = &self.bytes[self.pos.min(self.bytes.len())..];
+            let Some(skip) = rest.iter().position(|b| STRUCTURAL[*b as usize]) else {
+                self.pos = self.bytes.len();
+                return self.bad("a bracket is not closed");
+            };
+            self.pos += skip;
+            match self.peek() {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                open @ (b'{' | b'[') => {
+                    // +2: the object around us, and the level being opened.
+                    if stack.len() + 2 > self.depth_max {
+                        return self.bad("the body is nested too deeply");
+                    }
+                    stack.push(open);
+                }
+                close => {
+                    let wanted = if close == b'}' { b'{' } else { b'[' };
+                    if stack.pop() != Some(wanted) {
+                        return self.bad("a bracket closes what was not opened");
+                    }
+                }
+            }
+            self.pos += 1;
+            if stack.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+static STRUCTURAL: [bool; 256] = {
+    let mut table = [false; 256];
+    table[b'"' as usize] = true;
+    table[b'{' as usize] = true;
+    table[b'}' as usize] = true;
+    table[b'[' as usize] = true;
+    table[b']' as usize] = true;
+    table
+};
+
+/// The bytes that a JSON string (without its quotes) stands for. Lone surrogates become U+FFFD.
+pub fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
+    if !raw.contains(&b'\\') {
+        return Cow::Borrowed(raw);
+    }
+    let mut out = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while at < raw.len() {
+        if raw[at] != b'\\' {
+            out.push(raw[at]);
+            at += 1;
+            continue;
+        }
+        let escape = raw.get(at + 1).copied().unwrap_or(b'\\');
+        at += 2;
+        match escape {
+            b'n' => out.push(b'\n'),
+            b't' => out.push(b'\t'),
+            b'r' => out.push(b'\r'),
+            b'b' => out.push(8),
+            b'f' => out.push(12),
+            b'u' => {
+                let (c, used) = unicode(&raw[at.min(raw.len())..]);
+                at += used;
+                let mut room = [0; 4];
+                out.extend_from_slice(c.encode_utf8(&mut room).as_bytes());
+            }
+            other => out.push(other),
+        }
+    }
+    Cow::Owned(out)
+}
+
+fn unicode(rest: &[u8]) -> (char, usize) {
+    let hex = |b: &[u8]| {
+        // Checked first, since `from_str_radix` also reads a sign.
+        let text = std::str::from_utf8(b)
+            .ok()
+            .filter(|_| b.iter().all(u8::is_ascii_hexdigit));
+        text.and_then(|s| u32::from_str_radix(s, 16).ok())
+    };
+    let Some(first) = rest.get(..4).and_then(hex) else {
+        return (char::REPLACEMENT_CHARACTER, rest.len().min(4));
+    };
+    if (0xd800..0xdc00).contains(&first)
+        && rest.get(4..6) == Some(b"\\u")
+        && let Some(low) = rest
+            .get(6..10)
+            .and_then(hex)
+            .filter(|l| (0xdc00..0xe000).contains(l))
+    {
+        let code = 0x10000 + ((first - 0xd800) << 10) + (low - 0xdc00);
+        return (
+            char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER),
+            10,
+        );
+    }
+    (
+        char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER),
+        4,
+    )
+}
+
+/// A value's text if it is a string: what is between its quotes, unescaped.
+pub fn string_value(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    Some(unescape(inner))
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub fn put_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0..=0x1f | 0x7f => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            other => out.push(other),
+        }
+    }
+    out.push(b'"');
+}
+
+/// One change to the top level.
+#[derive(Debug, Clone)]
+pub enum Edit {
+    /// Takes out every member of this name.
+    Remove(&'static str),
+    /// Gives the member this value (raw JSON): in place of the first of its name, others taken out;
+    /// put at the end if there is none.
+    Set(&'static str, Cow<'static, [u8]>),
+    /// As `Set`, but only where the member exists.
+    Replace(&'static str, Cow<'static, [u8]>),
+}
+
+impl Edit {
+    fn key(&self) -> &'static str {
+        match self {
+            Edit::Remove(key) | Edit::Set(key, _) | Edit::Replace(key, _) => key,
+        }
+    }
+}
+
+/// A piece of an edited body: bytes of the source, or bytes of our own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    Source(Range<usize>),
+    Own(Vec<u8>),
+}
+
+impl Piece {
+    pub fn len(&self) -> usize {
+        match self {
+            Piece::Source(range) => range.len(),
+            Piece::Own(bytes) => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The edited body as pieces. Everything outside the edited members is a `Source` range, untouched.
+pub fn splice(bytes: &[u8], object: &Object, edits: &[Edit]) -> Vec<Piece> {
+    let mut out = Pieces {
+        list: Vec::with_capacity(2 * edits.len() + 2),
+        copied: 0,
+    };
+    let mut done = [false; 32];
+    debug_assert!(edits.len() <= done.len());
+    let mut kept_end: Option<usize> = None;
+    for (i, member) in object.members.iter().enumerate() {
+        let edit = edits.iter().position(|e| member.is(bytes, e.key()));
+        let value = match edit.map(|e| (e, &edits[e])) {
+            None => None,
+            Some((e, Edit::Set(_, value) | Edit::Replace(_, value))) if !done[e] => {
+                done[e] = true;
+                Some(value)
+            }
+            Some(_) => {
+                out.cut(cut_of(object, i, kept_end));
+                continue;
+            }
+        };
+        if let Some(value) = value {
+            out.replace(member.value(), value);
+        }
+        kept_end = Some(member.whole().end);
+    }
+    append(&mut out, object, edits, &done, kept_end);
+    out.finish(bytes.len())
+}
+
+/// What goes when member `i` goes: with the separator before it if an earlier member stays, else with
+/// the separator after it, so that commas always fit.
+fn cut_of(object: &Object, i: usize, kept_end: Option<usize>) -> Range<usize> {
+    let whole = object.members[i].whole();
+    if kept_end.is_some() {
+        object.members[i - 1].whole().end..whole.end
+    } else if let Some(next) = object.members.get(i + 1) {
+        whole.start..next.whole().start
+    } else {
+        whole
+    }
+}
+
+fn append(
+    out: &mut Pieces,
+    object: &Object,
+    edits: &[Edit],
+    done: &[bool],
+    kept_end: Option<usize>,
+) {
+    let mut own = Vec::new();
+    let mut comma = kept_end.is_some();
+    for (e, edit) in edits.iter().enumerate() {
+        let Edit::Set(key, value) = edit else {
+            continue;
+        };
+        if done[e] {
+            continue;
+        }
+        if comma {
+            own.extend_from_slice(b",");
+        }
+        comma = true;
+        put_string(&mut own, key);
+        own.push(b':');
+        own.extend_from_slice(value);
+    }
+    if !own.is_empty() {
+        // After everything else: the closing brace is the one place no cut can cover.
+        out.insert(object.close as usize, own);
+    }
+}
+
+struct Pieces {
+    list: Vec<Piece>,
+    copied: usize,
+}
+
+impl Pieces {
+    fn upto(&mut self, end: usize) {
+        if self.copied < end {
+            self.list.push(Piece::Source(self.copied..end));
+            self.copied = end;
+        }
+    }
+
+    fn cut(&mut self, range: Range<usize>) {
+        self.upto(range.start);
+        self.copied = self.copied.max(range.end);
+    }
+
+    fn replace(&mut self, range: Range<usize>, with: &[u8]) {
+        self.insert(range.start, with.to_vec());
+        self.copied = range.end;
+    }
+
+    fn insert(&mut self, at: usize, own: Vec<u8>) {
+        self.upto(at);
+        self.list.push(Piece::Own(own));
+    }
+
+    fn finish(mut self, end: usize) -> Vec<Piece> {
+        self.upto(end);
+        self.list
+    }
+}
+
+/// The pieces as one buffer, appended to `out`.
+pub fn put_pieces(out: &mut Vec<u8>, source: &[u8], pieces: &[Piece]) {
+    for piece in pieces {
+        match piece {
+            Piece::Source(range) => out.extend_from_slice(&source[range.clone()]),
+            Piece::Own(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+}
+
+pub fn pieces_len(pieces: &[Piece]) -> usize {
+    pieces.iter().map(Piece::len).sum()
+}

@@ -1,0 +1,3 @@
+//! One test binary. Each file is named by the failure it forbids.
+
+mod wire;

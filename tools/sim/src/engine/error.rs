@@ -1,0 +1,66 @@
+//! Errors in the words and shape of vLLM's API server.
+
+use crate::json::push_string;
+use crate::text::push_number;
+
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub status: u16,
+    pub kind: &'static str,
+    pub message: String,
+    pub param: Option<&'static str>,
+    /// Found while the body was still being read as a request: the scheduler never saw its
+    /// `kv_transfer_params`, so P is not told to free anything.
+    pub before_engine: bool,
+}
+
+impl ApiError {
+    /// The body is not a request at all.
+    pub fn body(message: impl Into<String>) -> ApiError {
+        ApiError { before_engine: true, ..ApiError::value(None, message) }
+    }
+
+    /// A well-formed request with a value that is not accepted.
+    pub fn value(param: Option<&'static str>, message: impl Into<String>) -> ApiError {
+        ApiError {
+            status: 400,
+            kind: "BadRequestError",
+            message: message.into(),
+            param,
+            before_engine: false,
+        }
+    }
+
+    pub fn no_model(name: &str) -> ApiError {
+        ApiError {
+            status: 404,
+            kind: "NotFoundError",
+            message: format!("The model `{name}` does not exist."),
+            param: Some("model"),
+            before_engine: false,
+        }
+    }
+
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError {
+            status: 500,
+            kind: "InternalServerError",
+            ..ApiError::value(None, message)
+        }
+    }
+
+    pub fn push_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"error\":{\"message\":");
+        push_string(out, &self.message);
+        out.extend_from_slice(b",\"type\":");
+        push_string(out, self.kind);
+        out.extend_from_slice(b",\"param\":");
+        match self.param {
+            Some(param) => push_string(out, param),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"code\":");
+        push_number(out, self.status.into());
+        out.extend_from_slice(b"}}");
+    }
+}

@@ -1,0 +1,235 @@
+//! A generate request that was accepted: what its KV turned out to be, and what it gives back.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::ask::Ask;
+use super::error::ApiError;
+use super::kv::{KvAsk, Source, push_params, push_request_id};
+use crate::http::head::Head;
+use crate::ledger::{Fetch, GrantName};
+use crate::options::{KvMode, LoadFailure, Role};
+use crate::text::{hash, mix, push_hex, stale};
+use crate::world::add;
+
+pub(crate) struct Job {
+    pub ask: Ask,
+    /// `cmpl-…` or `chatcmpl-…`.
+    pub answer_id: Vec<u8>,
+    /// Hash of `X-Request-Id`, 0 without one.
+    pub request: u64,
+    pub kv: KvAsk,
+    pub created: u64,
+    /// Prompts from this one on are decoded from the wrong KV.
+    wrong_from: usize,
+    /// Prompt tokens whose KV came from another engine.
+    pub external: u64,
+    /// `kv_transfer_params` of the answer, empty for null.
+    pub params: Vec<u8>,
+}
+
+/// Reads and checks a generate request.
+pub(crate) fn accept(
+    engine: &Engine,
+    head: &Head,
+    input: &[u8],
+    body: &[u8],
+    chat: bool,
+) -> Result<Job, ApiError> {
+    let (world, options) = (&engine.world, engine.options());
+    if !head.json {
+        return Err(ApiError::body("Unsupported Media Type: Only 'application/json' is allowed"));
+    }
+    let mut scratch = engine.scratch.borrow_mut();
+    if let Err(invalid) = crate::json::object(body, &mut scratch.members) {
+        let message =
+            format!("JSON decode error: expected {} at byte {}", invalid.what, invalid.at);
+        return Err(ApiError::body(message));
+    }
+    let members = &scratch.members;
+    let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
+    let request_id = head.text(input, head.request_id);
+    let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let kv = match ask.kv {
+        Some((from, to)) if options.kv == KvMode::Nixl => {
+            super::kv::read(world, engine.index, &body[from..to])?
+        }
+        _ => KvAsk::Nothing,
+    };
+    if request_id.is_empty() && options.strict.request_id {
+        world.ledger.violation(|| format!("engine {}: no X-Request-Id", engine.index));
+    }
+    Ok(Job {
+        answer_id: answer_id(engine, request_id, chat),
+        request: if request_id.is_empty() { 0 } else { hash(3, request_id) },
+        kv,
+        created: crate::clock::unix_seconds(),
+        wrong_from: ask.prompts.len(),
+        external: 0,
+        params: Vec::new(),
+        ask,
+    })
+}
+
+fn answer_id(engine: &Engine, request_id: &[u8], chat: bool) -> Vec<u8> {
+    let mut id = Vec::with_capacity(48);
+    id.extend_from_slice(if chat { b"chatcmpl-" } else { b"cmpl-" });
+    // An id that could not stand in a JSON string as it is would have to be escaped everywhere.
+    if request_id.is_empty() || request_id.iter().any(|b| !b.is_ascii() || b"\"\\\t".contains(b)) {
+        let number = engine.shared().requests.load(Ordering::Relaxed);
+        push_hex(&mut id, mix(engine.world.seed ^ engine.index as u64, number), 16);
+    } else {
+        id.extend_from_slice(request_id);
+    }
+    id
+}
+
+/// A request rejected by the engine proper (not for its form) has had its params seen: P is told.
+fn forgive(
+    engine: &Engine,
+    error: ApiError,
+    body: &[u8],
+    members: &[crate::json::Member],
+) -> ApiError {
+    if error.before_engine || engine.options().kv != KvMode::Nixl {
+        return error;
+    }
+    let named = members.iter().rev().find(|m| {
+        &body[m.key.0 as usize..m.key.1 as usize] == b"kv_transfer_params"
+            && body[m.value.0 as usize] == b'{'
+    });
+    if let Some(member) = named {
+        let object = &body[member.value.0 as usize..member.value.1 as usize];
+        if let Ok(KvAsk::Load(Source::Grant(grant))) =
+            super::kv::read(&engine.world, engine.index, object)
+        {
+            abandon(engine, grant);
+        }
+    }
+    error
+}
+
+/// D drops a request before it read P's KV. P hears of it only if the two have met.
+pub(crate) fn abandon(engine: &Engine, grant: GrantName) {
+    let ledger = &engine.world.ledger;
+    if ledger.met(engine.index, engine.incarnation.get(), grant.engine) {
+        ledger.release(grant);
+    }
+}
+
+impl Job {
+    /// The hash that the tokens of `choice` show, and the choice's number within its prompt.
+    pub fn voice(&self, choice: u32) -> (u64, u32) {
+        let prompt = (choice / self.ask.n) as usize;
+        let hash = self.ask.prompts[prompt].hash;
+        let hash = if prompt >= self.wrong_from { stale(hash) } else { hash };
+        (hash, choice % self.ask.n)
+    }
+
+    /// Tokens of `choice`, and whether it ends on EOS.
+    pub fn length(&self, choice: u32) -> (u32, bool) {
+        self.ask.length(&self.ask.prompts[(choice / self.ask.n) as usize])
+    }
+
+    pub fn longest(&self) -> u32 {
+        (0..self.ask.choices()).map(|c| self.length(c).0).max().unwrap_or(0)
+    }
+
+    /// Reads the KV that the params name.
+    pub fn load(&mut self, engine: &Engine, source: Source, whole: bool) -> Result<(), ApiError> {
+        let shared = engine.shared();
+        let found = match source {
+            Source::Unusable => Fetch::Dead,
+            Source::Grant(grant) => {
+                let request = shared.options.strict.same_request_id.then_some(self.request);
+                let prompt = whole.then_some(self.ask.prompts[0].hash);
+                let me = (engine.index, engine.incarnation.get());
+                engine.world.ledger.fetch(me, grant, prompt, request, engine.world.now())
+            }
+        };
+        let Fetch::Loaded { right } = found else {
+            add(&shared.counters.failed_transfers, 1);
+            if shared.options.load_failure == LoadFailure::Recompute {
+                return Ok(());
+            }
+            return Err(ApiError::internal(
+                "Request failed due to KV load failure: the remote blocks could not be read.",
+            ));
+        };
+        add(&shared.counters.transfers, 1);
+        self.external = self.ask.prompt_tokens();
+        if !right {
+            self.wrong_from = 0;
+        } else if self.ask.prompts.len() > 1 {
+            // One grant holds one prompt's KV; the engine lets every prompt read it.
+            self.wrong_from = 1;
+            let index = engine.index;
+            engine
+                .world
+                .ledger
+                .violation(|| format!("engine {index}: a batch of prompts with one grant"));
+        }
+        Ok(())
+    }
+
+    /// The prompt is in this engine's KV: hold it for another if asked to.
+    pub fn produce(&mut self, engine: &Engine) {
+        let (shared, ledger) = (engine.shared(), &engine.world.ledger);
+        let asked = matches!(self.kv, KvAsk::Produce { .. });
+        if !asked && !shared.options.bidirectional {
+            return;
+        }
+        if asked && shared.options.role == Role::Decode {
+            let index = engine.index;
+            ledger.violation(|| format!("decode engine {index} was asked to hold KV for another"));
+        }
+        if asked && self.ask.stream {
+            let index = engine.index;
+            ledger.violation(|| format!("engine {index}: prefill asked with stream: no params"));
+        }
+        for choice in 0..self.ask.choices() {
+            let (tokens, stopped) = self.length(choice);
+            // Only a request that ran into its limit hands over; EOS ends the matter.
+            if !stopped {
+                self.grant(engine, choice, if asked { 0 } else { tokens });
+            }
+        }
+        if asked && self.ask.stream {
+            self.params.clear();
+        }
+    }
+
+    fn grant(&mut self, engine: &Engine, choice: u32, more_tokens: u32) {
+        let world = &engine.world;
+        let now = world.now();
+        let lease = engine.options().lease.as_nanos() as u64;
+        let prompt = self.ask.prompts[(choice / self.ask.n) as usize];
+        let tokens = prompt.tokens + more_tokens;
+        let (params, answer_id) = (&mut self.params, &self.answer_id);
+        let first = params.is_empty();
+        let mut name = Vec::with_capacity(80);
+        let opening = crate::ledger::Opening {
+            prompt: prompt.hash,
+            tokens,
+            request: self.request,
+            deadline: now + lease,
+        };
+        let number = world.ledger.open(engine.index, opening, now, |number| {
+            push_request_id(&mut name, world, engine.index, answer_id, choice, number);
+            hash(0, &name)
+        });
+        if first {
+            params.reserve(512);
+            push_params(params, world, engine.index, &engine.id.get(), &name, number, tokens);
+        }
+    }
+
+    /// Adds what was done to the engine's counters.
+    pub fn count(&self, engine: &Engine) {
+        let counters = &engine.shared().counters;
+        add(&counters.external_tokens, self.external);
+        add(&counters.local_tokens, self.ask.prompt_tokens() - self.external);
+        let tokens = (0..self.ask.choices()).map(|c| u64::from(self.length(c).0)).sum();
+        add(&counters.generated, tokens);
+    }
+}

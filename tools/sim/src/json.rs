@@ -1,0 +1,388 @@
+//! JSON as bytes: one validating pass that yields the top-level members as ranges, and iterators
+//! over values known to be valid. Iterative with a depth cap, so no body can overflow the stack.
+
+use std::borrow::Cow;
+
+use memchr::memchr2;
+
+/// Containers inside containers. Python stops near 1,000; nothing sane comes close to this.
+const DEPTH: usize = 128;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Invalid {
+    pub at: usize,
+    pub what: &'static str,
+}
+
+/// One member of the top-level object, as offsets into the text. `key` is without its quotes.
+#[derive(Clone, Copy)]
+pub(crate) struct Member {
+    pub key: (u32, u32),
+    pub value: (u32, u32),
+}
+
+struct Scan<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+/// Checks the whole text and collects the members of the top-level object, duplicates included.
+pub(crate) fn object(text: &[u8], members: &mut Vec<Member>) -> Result<(), Invalid> {
+    members.clear();
+    let mut scan = Scan { text, at: 0 };
+    if std::str::from_utf8(text).is_err() || text.len() > u32::MAX as usize {
+        return Err(scan.fail("not UTF-8"));
+    }
+    scan.space();
+    scan.take(b'{', "an object")?;
+    scan.space();
+    if scan.peek() == Some(b'}') {
+        scan.at += 1;
+    } else {
+        loop {
+            let key = scan.key()?;
+            let from = scan.at;
+            scan.value()?;
+            members.push(Member { key, value: (from as u32, scan.at as u32) });
+            scan.space();
+            match scan.next() {
+                Some(b',') => scan.space(),
+                Some(b'}') => break,
+                _ => return Err(scan.fail("a comma or the end of the object")),
+            }
+        }
+    }
+    scan.space();
+    if scan.at == text.len() { Ok(()) } else { Err(scan.fail("nothing after the object")) }
+}
+
+impl Scan<'_> {
+    fn fail(&self, what: &'static str) -> Invalid {
+        Invalid { at: self.at, what }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek();
+        self.at += 1;
+        byte
+    }
+
+    fn take(&mut self, byte: u8, what: &'static str) -> Result<(), Invalid> {
+        if self.peek() == Some(byte) {
+            self.at += 1;
+            return Ok(());
+        }
+        Err(self.fail(what))
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    /// A key, its colon and the space after it.
+    fn key(&mut self) -> Result<(u32, u32), Invalid> {
+        let from = self.at + 1;
+        self.string()?;
+        let to = self.at - 1;
+        self.space();
+        self.take(b':', "a colon")?;
+        self.space();
+        Ok((from as u32, to as u32))
+    }
+
+    fn string(&mut self) -> Result<(), Invalid> {
+        self.take(b'"', "a string")?;
+        loop {
+            let rest = &self.text[self.at..];
+            let Some(length) = memchr2(b'"', b'\\', rest) else {
+                return Err(self.fail("the end of a string"));
+            };
+            // Folded without an early exit so that it becomes vector code.
+            if rest[..length].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
+                return Err(self.fail("no control characters in strings"));
+            }
+            self.at += length + 1;
+            if rest[length] == b'"' {
+                return Ok(());
+            }
+            match self.next() {
+                Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
+                Some(b'u') => {
+                    let digits = self.text.get(self.at..self.at + 4);
+                    if !digits.is_some_and(|d| d.iter().all(u8::is_ascii_hexdigit)) {
+                        return Err(self.fail("four hex digits"));
+                    }
+                    self.at += 4;
+                }
+                _ => return Err(self.fail("an escape")),
+            }
+        }
+    }
+
+    fn digits(&mut self) -> Result<(), Invalid> {
+        let from = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if self.at == from { Err(self.fail("a digit")) } else { Ok(()) }
+    }
+
+    fn number(&mut self) -> Result<(), Invalid> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, word: &[u8]) -> Result<(), Invalid> {
+        if self.text[self.at..].starts_with(word) {
+            self.at += word.len();
+            return Ok(());
+        }
+        Err(self.fail("a value"))
+    }
+
+    /// One value of any kind. `open` is a stack of bits: 1 for an object, 0 for an array.
+    fn value(&mut self) -> Result<(), Invalid> {
+        let mut open: u128 = 0;
+        let mut depth = 0;
+        loop {
+            match self.peek() {
+                Some(b'"') => self.string()?,
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                Some(b't') => self.literal(b"true")?,
+                Some(b'f') => self.literal(b"false")?,
+                Some(b'n') => self.literal(b"null")?,
+                Some(bracket @ (b'{' | b'[')) => {
+                    self.at += 1;
+                    self.space();
+                    let object = bracket == b'{';
+                    if self.peek() == Some(if object { b'}' } else { b']' }) {
+                        self.at += 1;
+                    } else {
+                        if depth == DEPTH {
+                            return Err(self.fail("less nesting"));
+                        }
+                        depth += 1;
+                        open = open << 1 | u128::from(object);
+                        if object {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                _ => return Err(self.fail("a value")),
+            }
+            if !self.close(&mut open, &mut depth)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// After a value: closes what ends here. True if another value must follow.
+    fn close(&mut self, open: &mut u128, depth: &mut usize) -> Result<bool, Invalid> {
+        while *depth > 0 {
+            self.space();
+            let object = *open & 1 == 1;
+            match self.next() {
+                Some(b',') => {
+                    self.space();
+                    if object {
+                        self.key()?;
+                    }
+                    return Ok(true);
+                }
+                Some(b'}') if object => {}
+                Some(b']') if !object => {}
+                _ => return Err(self.fail("a comma or a closing bracket")),
+            }
+            *open >>= 1;
+            *depth -= 1;
+        }
+        Ok(false)
+    }
+}
+
+/// The end of the value that starts at `at`, in valid JSON.
+fn skip(text: &[u8], mut at: usize) -> usize {
+    let mut depth = 0u32;
+    loop {
+        match text[at] {
+            b'"' => {
+                at += 1;
+                loop {
+                    at += memchr2(b'"', b'\\', &text[at..]).unwrap_or(0);
+                    if text[at] == b'"' {
+                        break;
+                    }
+                    at += 2;
+                }
+                at += 1;
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                at += 1;
+            }
+            b'}' | b']' => {
+                depth -= 1;
+                at += 1;
+            }
+            b',' | b':' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
+            _ => {
+                let ends = |b: &u8| b",]} \n\r\t:".contains(b);
+                at += text[at..].iter().position(ends).unwrap_or(text.len() - at);
+            }
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+}
+
+fn gap(text: &[u8], at: usize) -> usize {
+    let rest = &text[at..];
+    at + rest.iter().position(|b| !b" \n\r\t,:".contains(b)).unwrap_or(rest.len())
+}
+
+/// The elements of a valid array.
+pub(crate) fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut at = 1;
+    std::iter::from_fn(move || {
+        let from = gap(array, at);
+        if array.get(from).is_none_or(|b| *b == b']') {
+            return None;
+        }
+        at = skip(array, from);
+        Some(&array[from..at])
+    })
+}
+
+/// The members of a valid object: key without quotes (escapes as they are) and value.
+pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = 1;
+    std::iter::from_fn(move || {
+        let from = gap(object, at);
+        if object.get(from).is_none_or(|b| *b == b'}') {
+            return None;
+        }
+        let end = skip(object, from);
+        let value = gap(object, end);
+        at = skip(object, value);
+        Some((&object[from + 1..end - 1], &object[value..at]))
+    })
+}
+
+pub(crate) fn is_null(value: &[u8]) -> bool {
+    value == b"null"
+}
+
+pub(crate) fn is_string(value: &[u8]) -> bool {
+    value[0] == b'"'
+}
+
+/// The content of a valid string value with its escapes resolved; lone surrogates, which Python
+/// accepts, become U+FFFD.
+pub(crate) fn string(value: &[u8]) -> Cow<'_, [u8]> {
+    unescape(&value[1..value.len() - 1])
+}
+
+pub(crate) fn unescape(inner: &[u8]) -> Cow<'_, [u8]> {
+    let Some(first) = memchr::memchr(b'\\', inner) else { return Cow::Borrowed(inner) };
+    let mut out = inner[..first].to_vec();
+    let mut units: Vec<u16> = Vec::new();
+    let mut at = first;
+    while at < inner.len() {
+        if inner[at] == b'\\' && inner[at + 1] == b'u' {
+            let hex = std::str::from_utf8(&inner[at + 2..at + 6]).unwrap_or("fffd");
+            units.push(u16::from_str_radix(hex, 16).unwrap_or(0xfffd));
+            at += 6;
+            continue;
+        }
+        flush(&mut units, &mut out);
+        if inner[at] == b'\\' {
+            out.push(match inner[at + 1] {
+                b'b' => 8,
+                b'f' => 12,
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                other => other,
+            });
+            at += 2;
+        } else {
+            out.push(inner[at]);
+            at += 1;
+        }
+    }
+    flush(&mut units, &mut out);
+    Cow::Owned(out)
+}
+
+fn flush(units: &mut Vec<u16>, out: &mut Vec<u8>) {
+    if !units.is_empty() {
+        out.extend_from_slice(String::from_utf16_lossy(units).as_bytes());
+        units.clear();
+    }
+}
+
+pub(crate) fn number(value: &[u8]) -> Option<f64> {
+    if !matches!(value[0], b'-' | b'0'..=b'9') {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// An integer, also when written as `16.0`: pydantic takes that.
+pub(crate) fn integer(value: &[u8]) -> Option<i64> {
+    if let Ok(n) = std::str::from_utf8(value).ok()?.parse::<i64>() {
+        return Some(n);
+    }
+    number(value).filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64)
+}
+
+pub(crate) fn boolean(value: &[u8]) -> Option<bool> {
+    match value {
+        b"true" => Some(true),
+        b"false" => Some(false),
+        _ => None,
+    }
+}
+
+/// Appends `text` as a JSON string.
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for c in text.chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            c if (c as u32) < 0x20 => {
+                out.extend_from_slice(b"\\u");
+                crate::text::push_hex(out, c as u64, 4);
+            }
+            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out.push(b'"');
+}

@@ -1,0 +1,44 @@
+//! LLM engines without a GPU: prefill and decode servers that speak vLLM's HTTP API and its NIXL
+//! hand-over, and are *strict*. What a real engine rejects is rejected; what a real engine answers
+//! with silently wrong text is answered with wrong text, and written down in a ledger.
+//!
+//! An independent witness for `pdrelay`: it shares no code with it.
+//!
+//! ```text
+//! sim          the handle: start, kill, restart, faults, transcript, ledger
+//! thread       one runtime per thread: listeners, sweep          world   what threads share
+//! connection   read a request, answer it, again                  link    the socket
+//! http/        heads, bodies, responses (odd shapes and faults included)
+//! engine/      route -> ask (validation) -> job (KV) -> answer | run (whatever takes time)
+//! ledger       grants of KV and what became of them              text    tokens from hashes
+//! ```
+//!
+//! Text is a pure function of the prompt, so a test can tell right from wrong: see [`prompt_hash`],
+//! [`expected`] and [`mark`]. A prompt with `[[eos@K]]` in it ends at token `K`.
+//!
+//! A single request can ask for trouble: `x-sim-fault: <name>[:arg]` (also `-prefill`, `-decode`, for
+//! engines of one role) and `x-sim-shape: <name>`; names are those of [`Fault::parse`] and
+//! [`Shape::parse`].
+
+mod clock;
+mod connection;
+mod engine;
+mod fault;
+mod http;
+mod json;
+mod ledger;
+mod link;
+mod options;
+mod sim;
+mod text;
+mod thread;
+mod transcript;
+mod world;
+
+pub use engine::prompt::{messages_hash, prompt_hash};
+pub use fault::{Fault, FaultPlan, Shape};
+pub use ledger::LedgerReport;
+pub use options::{EngineOptions, KvMode, LoadFailure, Options, Role, Strict, Timing};
+pub use sim::Sim;
+pub use text::{detokenize, expected, mark, tokenize};
+pub use transcript::{Outcome, Received};

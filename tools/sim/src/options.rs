@@ -1,0 +1,184 @@
+//! What a simulated cluster is made of. Every field has a default, so a test names only what it is about.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::fault::FaultPlan;
+
+/// One simulator: some engines on some threads.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub engines: Vec<EngineOptions>,
+    /// Everything random (engine ids, planned faults) is a pure function of it.
+    pub seed: u64,
+    /// Simulator threads; each serves all engines. Rates and batch limits are divided among them.
+    pub threads: usize,
+    /// Thread `i` is pinned to `cpus[i % len]`.
+    pub cpus: Option<Vec<usize>>,
+    pub host: IpAddr,
+    /// Keep a transcript of what was received (the last 100,000 requests, at most 64 MiB per
+    /// engine). Off in benchmarks.
+    pub record: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            engines: Vec::new(),
+            seed: 1,
+            threads: 1,
+            cpus: None,
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            record: true,
+        }
+    }
+}
+
+impl Options {
+    /// `prefill` prefill engines followed by `decode` decode engines, instant and with KV.
+    pub fn pair(prefill: usize, decode: usize) -> Options {
+        let roles = std::iter::repeat_n(Role::Prefill, prefill)
+            .chain(std::iter::repeat_n(Role::Decode, decode));
+        Options { engines: roles.map(EngineOptions::new).collect(), ..Options::default() }
+    }
+}
+
+/// What an engine is for. With KV transfer on, each still does what it is asked, as vLLM does; the
+/// role tells which requests are *wrong* for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Prefill,
+    Decode,
+    /// A single aggregated server: the reference for greedy text.
+    Both,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+            Role::Both => "both",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvMode {
+    /// Pull by NIXL: P answers with `kv_transfer_params` if asked with the template.
+    Nixl,
+    None,
+}
+
+/// What D does when KV cannot be loaded (`kv_load_failure_policy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFailure {
+    Fail,
+    Recompute,
+}
+
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    pub role: Role,
+    /// 0 = any free port.
+    pub port: u16,
+    pub model: String,
+    pub max_model_len: u32,
+    pub timing: Timing,
+    pub kv: KvMode,
+    /// `Authorization: Bearer <key>` is needed under `/v1`.
+    pub require_key: Option<String>,
+    pub strict: Strict,
+    pub load_failure: LoadFailure,
+    /// How long P (or, in bidirectional mode, D) holds KV that nobody fetches.
+    pub lease: Duration,
+    /// Idle keep-alive connections are closed after this (uvicorn: 5 s). `None` = never.
+    pub keep_alive: Option<Duration>,
+    /// From D's head to the read of P's KV, when the two have met before.
+    pub fetch_delay: Duration,
+    /// The same on first contact. A client that leaves before it is over strands P's KV.
+    pub first_contact_delay: Duration,
+    /// D's answers carry `kv_transfer_params` too, for the next turn.
+    pub bidirectional: bool,
+    pub faults: FaultPlan,
+}
+
+impl EngineOptions {
+    pub fn new(role: Role) -> EngineOptions {
+        EngineOptions {
+            role,
+            port: 0,
+            model: "dummy".into(),
+            max_model_len: 131_072,
+            timing: Timing::default(),
+            kv: if role == Role::Both { KvMode::None } else { KvMode::Nixl },
+            require_key: None,
+            strict: Strict::default(),
+            load_failure: LoadFailure::Fail,
+            lease: Duration::from_secs(30),
+            keep_alive: Some(Duration::from_secs(5)),
+            fetch_delay: Duration::ZERO,
+            first_contact_delay: Duration::ZERO,
+            bidirectional: false,
+            faults: FaultPlan::default(),
+        }
+    }
+
+    /// Nothing in this engine ever waits: requests may be answered in the turn that read them.
+    pub(crate) fn instant(&self) -> bool {
+        let t = &self.timing;
+        t.prefill_tokens_per_s == 0.0
+            && t.decode_tick.is_zero()
+            && t.tick_per_seq.is_zero()
+            && self.fetch_delay.is_zero()
+            && self.first_contact_delay.is_zero()
+    }
+}
+
+/// Rules a real engine does not enforce but that a proxy should keep: broken ones become
+/// violations in the ledger, the request is served all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Strict {
+    /// Every generate call must carry `X-Request-Id`.
+    pub request_id: bool,
+    /// D's `X-Request-Id` must be the one P was asked with (NixlPushConnector needs it).
+    pub same_request_id: bool,
+    /// P's params must reach D with every key they were issued with.
+    pub whole_params: bool,
+}
+
+impl Default for Strict {
+    fn default() -> Self {
+        Strict { request_id: false, same_request_id: false, whole_params: true }
+    }
+}
+
+/// How long things take. All zero (the default) = answers at once, without a single timer.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// 0 = instant.
+    pub prefill_tokens_per_s: f64,
+    /// Tokens that one prefill step takes from the queue; longer prompts are done in pieces.
+    pub prefill_batch_tokens: u32,
+    /// One token per running sequence and tick. 0 = flat out.
+    pub decode_tick: Duration,
+    /// Sequences that decode at the same time; more wait.
+    pub decode_batch: u32,
+    /// Added to the tick for each running sequence.
+    pub tick_per_seq: Duration,
+    /// Each sequence has its own phase instead of all in lockstep.
+    pub stagger: bool,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            prefill_tokens_per_s: 0.0,
+            prefill_batch_tokens: 8192,
+            decode_tick: Duration::ZERO,
+            decode_batch: 256,
+            tick_per_seq: Duration::ZERO,
+            stagger: false,
+        }
+    }
+}
