@@ -1,3 +1,6 @@
 //! One test binary. Each file is named by the failure it forbids.
 
+mod support;
+
+mod handshakes;
 mod wire;

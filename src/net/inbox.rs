@@ -9,15 +9,10 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use super::buffer::{Buffers, SMALL};
 use super::stream::Stream;
 use super::sweep::{Fired, Slot};
-
-/// A client that pipelines more than this while it waits is only watched, not read.
-const AHEAD_MAX: usize = 64 << 10;
-const HANGUP_POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -25,7 +20,7 @@ enum Mode {
     Idle,
     /// One read, then idle: the serving side waits for more.
     Fill,
-    /// Read on while a request is served.
+    /// Read while a request is served, until something comes.
     Watch,
     /// Read and forget, until the client ends.
     Discard,
@@ -157,18 +152,15 @@ pub async fn read_client(stream: Rc<Stream>, inbox: Rc<Inbox>, slot: Rc<Slot>) {
     loop {
         poll_fn(|_| match inbox.mode.get() {
             Mode::Idle => Poll::Pending,
+            // The next request (or a part of it) is here, and must stay where the serving side will look
+            // for it; so no read, and the sweep asks the kernel now and then whether the client is there.
+            Mode::Watch if !inbox.bytes.borrow().is_empty() => {
+                slot.poll_hangup(true);
+                Poll::Pending
+            }
             _ => Poll::Ready(()),
         })
         .await;
-        let ahead = inbox.bytes.borrow().len();
-        if inbox.mode.get() == Mode::Watch && ahead >= AHEAD_MAX {
-            // No room to read on: ask the kernel now and then whether the client is still there.
-            monoio::time::sleep(HANGUP_POLL).await;
-            if inbox.mode.get() == Mode::Watch && stream.hung_up() {
-                return end(&inbox, &slot);
-            }
-            continue;
-        }
         let buf = inbox.lend();
         inbox.reading.set(true);
         let (result, buf) = stream.read(buf).await;

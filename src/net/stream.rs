@@ -208,17 +208,17 @@ impl Stream {
         };
         n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
     }
+}
 
-    /// Has the peer closed its side, or the connection broken? No wait, takes no data.
-    pub fn hung_up(&self) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.fd,
-            events: libc::POLLRDHUP,
-            revents: 0,
-        };
-        // SAFETY: one pollfd, no wait.
-        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
-    }
+/// Has the peer closed its side, or the connection broken? No wait, takes no data.
+pub fn hung_up(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, no wait.
+    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
 }
 
 fn unix_address(path: &Path) -> io::Result<socket2::SockAddr> {

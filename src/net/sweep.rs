@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::stream::{finish_reading, shutdown_now};
+use super::stream::{finish_reading, hung_up, shutdown_now};
 
 /// How often deadlines are looked at: the coarseness of every timeout.
 pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
@@ -82,6 +82,8 @@ pub struct Slot {
     /// The request's own end, whatever stage it is in.
     request_ms: Cell<u64>,
     fired: Cell<Option<Fired>>,
+    /// Nobody reads from the client: ask the kernel at each sweep whether it is still there.
+    hangup: Cell<bool>,
     clock: Rc<Clock>,
 }
 
@@ -139,7 +141,13 @@ impl Slot {
         self.request_ms.set(self.in_ms(limit));
     }
 
+    /// From now on the sweep looks for the client's end, until the request ends.
+    pub fn poll_hangup(&self, on: bool) {
+        self.hangup.set(on);
+    }
+
     pub fn end_request(&self) {
+        self.hangup.set(false);
         self.request_ms.set(u64::MAX);
         self.disarm();
     }
@@ -185,11 +193,17 @@ impl Slot {
     /// The client's descriptor is about to be closed: never touch that number again.
     pub fn forget_client(&self) {
         self.client.set(NO_FD);
+        self.hangup.set(false);
         self.disarm();
         self.request_ms.set(u64::MAX);
     }
 
     fn expire(&self, now: u64) {
+        let client = self.client.get();
+        if self.hangup.get() && client != NO_FD && hung_up(client) {
+            self.hangup.set(false);
+            self.fire(Fired::ClientGone);
+        }
         if self.deadline_ms.get() <= now {
             self.deadline_ms.set(u64::MAX);
             self.fire(Fired::Deadline(self.wait.get()));
@@ -233,6 +247,7 @@ impl Sweep {
             deadline_ms: Cell::new(u64::MAX),
             request_ms: Cell::new(u64::MAX),
             fired: Cell::new(None),
+            hangup: Cell::new(false),
             clock: self.clock.clone(),
         });
         self.slots.borrow_mut().push(Rc::downgrade(&slot));

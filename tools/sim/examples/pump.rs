@@ -3,9 +3,9 @@
 //!
 //! `pump P D [connections] [seconds] [body bytes] [cpu]`, all with defaults after D.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
@@ -30,7 +30,11 @@ impl Client {
     async fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect_addr(address).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
-        Client { stream, out: Vec::with_capacity(8192), input: Vec::with_capacity(16_384) }
+        Client {
+            stream,
+            out: Vec::with_capacity(8192),
+            input: Vec::with_capacity(16_384),
+        }
     }
 
     /// One call; afterwards `input` holds head and body, and the body's place is given.
@@ -92,18 +96,24 @@ async fn pair(p: SocketAddr, d: SocketAddr, prompt: String, tally: Rc<Tally>) {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, default: usize| {
-        args.get(i).map_or(default, |a| a.parse().expect("a number"))
+        args.get(i)
+            .map_or(default, |a| a.parse().expect("a number"))
     };
     let p: SocketAddr = args[0].parse().expect("P's address");
     let d: SocketAddr = args[1].parse().expect("D's address");
     let (connections, seconds, bytes) = (number(2, 64), number(3, 5), number(4, 1000));
     let mut ring = io_uring::IoUring::builder();
-    ring.setup_single_issuer().setup_defer_taskrun().setup_cqsize(16_384);
+    ring.setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_cqsize(16_384);
     let builder = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().uring_builder(ring);
     let mut runtime = builder.enable_timer().build().expect("a ring");
     runtime.block_on(async move {
-        let tally =
-            Rc::new(Tally { calls: Cell::new(0), bad: Cell::new(0), end: Cell::new(None) });
+        let tally = Rc::new(Tally {
+            calls: Cell::new(0),
+            bad: Cell::new(0),
+            end: Cell::new(None),
+        });
         for i in 0..connections / 2 {
             let prompt = format!("{i:08} ").repeat(bytes.div_ceil(9));
             monoio::spawn(pair(p, d, prompt, tally.clone()));
@@ -114,6 +124,10 @@ fn main() {
         let (calls, took) = (tally.calls.get() - before, begun.elapsed().as_secs_f64());
         tally.end.set(Some(Instant::now()));
         monoio::time::sleep(Duration::from_millis(100)).await;
-        println!("{:.0} calls/s, {} bad", calls as f64 / took, tally.bad.get());
+        println!(
+            "{:.0} calls/s, {} bad",
+            calls as f64 / took,
+            tally.bad.get()
+        );
     });
 }

@@ -10,7 +10,11 @@ thread_local! {
 
 /// Reads the system's clock. The thread's sweep does it, so that requests need not.
 pub(crate) fn refresh() {
-    NOW.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+    NOW.set(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    );
 }
 
 /// As of the last `refresh`.
@@ -31,8 +35,9 @@ pub(crate) fn push_date(out: &mut Vec<u8>, seconds: u64) {
 
 fn date(seconds: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
     let days = seconds / 86_400;
     // Days to civil date, counting years from March so that the leap day comes last.
     let z = days + 719_468;

@@ -16,7 +16,7 @@ use crate::http::head::{Framing, Head, Refused, parse};
 use crate::http::respond::{End, JSON, Size, push_head};
 use crate::link::{Link, reset};
 use crate::options::Role;
-use crate::transcript::{Outcome, Received};
+use crate::transcript::{Entry, Outcome, Received};
 
 const OUT_KEEP: usize = 256 << 10;
 
@@ -49,7 +49,10 @@ pub(crate) async fn serve(engine: Rc<Engine>, stream: TcpStream, number: u64) {
     let _ = stream.set_nodelay(true);
     let link = Link::new(stream);
     let idle_since = engine.ticker.get().into();
-    let door = Rc::new(Door { fd: link.fd, idle_since });
+    let door = Rc::new(Door {
+        fd: link.fd,
+        idle_since,
+    });
     engine.doors.borrow_mut().insert(number, door.clone());
     let _listed = Listed(&engine, number);
     let _count = Count::new(&engine.shared().connections);
@@ -167,9 +170,17 @@ impl Connection<'_> {
 
     async fn body(&mut self, head: &Head, fault: Option<Fault>) -> Result<Body, Stop> {
         let complete = match head.body {
-            Framing::None => return Ok(Body { taken: head.length, chunked: false }),
+            Framing::None => {
+                return Ok(Body {
+                    taken: head.length,
+                    chunked: false,
+                });
+            }
             Framing::Length(n) if n > BODY_MAX as u64 => {
-                return Err(Stop::Refused(Refused { status: 413, what: "a body too long" }));
+                return Err(Stop::Refused(Refused {
+                    status: 413,
+                    what: "a body too long",
+                }));
             }
             Framing::Length(n) => Some(head.length + n as usize),
             Framing::Chunked => None,
@@ -178,11 +189,18 @@ impl Connection<'_> {
         chunked.body.clear();
         let mut taken = head.length;
         let mut invited = !head.expect;
-        let limit = if fault == Some(Fault::SlowReader) { 64 } else { usize::MAX };
+        let limit = if fault == Some(Fault::SlowReader) {
+            64
+        } else {
+            usize::MAX
+        };
         loop {
             match complete {
                 Some(total) if self.link.input().len() >= total => {
-                    return Ok(Body { taken: total, chunked: false });
+                    return Ok(Body {
+                        taken: total,
+                        chunked: false,
+                    });
                 }
                 Some(total) => self.link.expect(total),
                 None => {
@@ -190,7 +208,10 @@ impl Connection<'_> {
                     taken += chunked.take(&self.link.input()[taken..]).map_err(refuse)?;
                     if chunked.done() {
                         self.chunked = chunked.body;
-                        return Ok(Body { taken, chunked: true });
+                        return Ok(Body {
+                            taken,
+                            chunked: true,
+                        });
                     }
                 }
             }
@@ -212,7 +233,10 @@ impl Connection<'_> {
     async fn refuse(&mut self, refused: Refused) -> Result<(), End> {
         let Refused { status, what } = refused;
         let index = self.engine.index;
-        self.engine.world.ledger.violation(|| format!("engine {index}: bad HTTP: {what}"));
+        self.engine
+            .world
+            .ledger
+            .violation(|| format!("engine {index}: bad HTTP: {what}"));
         let error = ApiError {
             status,
             ..ApiError::body(format!("Invalid HTTP request received: {what}"))
@@ -245,63 +269,72 @@ impl Connection<'_> {
                 Shape::parse(text).unwrap_or_default()
             }
         };
-        let bytes = if body.chunked { &self.chunked } else { &input[head.length..body.taken] };
-        let entry = self.record(head, bytes);
+        let bytes = if body.chunked {
+            &self.chunked
+        } else {
+            &input[head.length..body.taken]
+        };
+        let engine = self.engine;
+        let transcript = engine.shared().transcript.as_ref();
+        let entry = transcript.map(|transcript| Entry {
+            transcript,
+            number: transcript.push(self.received(head, bytes)),
+        });
         let mut out = std::mem::take(&mut self.out);
-        let request = Request { head, input, body: bytes, shape, fault };
-        let turn = route::turn(self.engine, &request, &mut out);
+        let request = Request {
+            head,
+            input,
+            body: bytes,
+            shape,
+            fault,
+        };
+        let turn = route::turn(engine, &request, &mut out);
         self.link.consume(body.taken);
-        let (result, keep) = match turn {
-            Turn::Ready(status) => (self.link.send(out).await.map(|o| (o, status)), head.keep_alive),
+        let result = match turn {
+            Turn::Ready(status) => {
+                // Before the send, so that whoever has read the answer finds it noted.
+                note(entry, Outcome::Answered(status));
+                let sent = self.link.send(out).await;
+                sent.map(|back| (back, status, head.keep_alive))
+                    .map_err(End::from)
+            }
             Turn::Slow(slow) => {
-                let done = Box::pin(run(self.engine, &mut self.link, *slow)).await;
-                match done {
-                    Ok((status, keep)) => (Ok((out, status)), keep),
-                    Err(end) => {
-                        self.close(entry, &end);
-                        return Err(end);
-                    }
-                }
+                let done = Box::pin(run(engine, &mut self.link, *slow, entry)).await;
+                done.map(|(status, keep)| (out, status, keep))
             }
         };
         match result {
-            Ok((out, status)) => {
-                if out.capacity() <= OUT_KEEP {
-                    self.out = out;
+            Ok((back, status, keep)) => {
+                if back.capacity() <= OUT_KEEP {
+                    self.out = back;
                 }
-                self.note(entry, Outcome::Answered(status));
+                note(entry, Outcome::Answered(status));
                 Ok(keep)
             }
-            Err(gone) => {
-                self.close(entry, &End::ClientLeft);
-                Err(gone.into())
+            Err(end) => {
+                let at = engine.world.started.elapsed();
+                note(
+                    entry,
+                    match end {
+                        End::ClientLeft => Outcome::ClientLeft { at },
+                        End::Fin(fault) | End::Reset(fault) => Outcome::Faulted(fault),
+                    },
+                );
+                Err(end)
             }
         }
     }
 
-    fn close(&self, entry: Option<u64>, end: &End) {
-        let outcome = match end {
-            End::ClientLeft => Outcome::ClientLeft { at: self.engine.world.started.elapsed() },
-            End::Fin(fault) | End::Reset(fault) => Outcome::Faulted(fault),
-        };
-        self.note(entry, outcome);
-    }
-
-    fn note(&self, entry: Option<u64>, outcome: Outcome) {
-        if let (Some(number), Some(transcript)) = (entry, &self.engine.shared().transcript) {
-            transcript.close(number, outcome);
-        }
-    }
-
-    /// Puts the request into the transcript, if there is one.
-    fn record(&self, head: &Head, body: &[u8]) -> Option<u64> {
-        let transcript = self.engine.shared().transcript.as_ref()?;
+    fn received(&self, head: &Head, body: &[u8]) -> Received {
         let mut slots = [httparse::EMPTY_HEADER; 96];
         let mut request = httparse::Request::new(&mut slots);
         let _ = request.parse(&self.link.input()[..head.length]);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let headers = request.headers.iter().map(|h| (h.name.to_owned(), text(h.value)));
-        Some(transcript.push(Received {
+        let headers = request
+            .headers
+            .iter()
+            .map(|h| (h.name.to_owned(), text(h.value)));
+        Received {
             at: self.engine.world.started.elapsed(),
             connection: self.number,
             method: request.method.unwrap_or("").to_owned(),
@@ -309,6 +342,12 @@ impl Connection<'_> {
             headers: headers.collect(),
             body: body.to_vec(),
             outcome: Outcome::Open,
-        }))
+        }
+    }
+}
+
+fn note(entry: Option<Entry>, outcome: Outcome) {
+    if let Some(entry) = entry {
+        entry.close(outcome);
     }
 }

@@ -43,7 +43,11 @@ impl Fault {
     pub fn parse(text: &str) -> Option<Fault> {
         let (name, arg) = text.trim().split_once(':').unwrap_or((text.trim(), ""));
         let number = |default: u32| {
-            if arg.is_empty() { Some(default) } else { arg.trim().parse::<u32>().ok() }
+            if arg.is_empty() {
+                Some(default)
+            } else {
+                arg.trim().parse::<u32>().ok()
+            }
         };
         Some(match name {
             "refuse" => Fault::Refuse,
@@ -54,10 +58,16 @@ impl Fault {
             "status" => Fault::Status(u16::try_from(number(503)?).ok()?),
             "half-head" => Fault::HalfHead,
             "half-body" => Fault::HalfBody,
-            "reset-mid-stream" => Fault::ResetMidStream { after_chunks: number(2)? },
-            "clean-early-end" => Fault::CleanEarlyEnd { after_chunks: number(2)? },
+            "reset-mid-stream" => Fault::ResetMidStream {
+                after_chunks: number(2)?,
+            },
+            "clean-early-end" => Fault::CleanEarlyEnd {
+                after_chunks: number(2)?,
+            },
             "garbage" => Fault::Garbage,
-            "stall" => Fault::Stall { after_chunks: number(2)? },
+            "stall" => Fault::Stall {
+                after_chunks: number(2)?,
+            },
             "slow-reader" => Fault::SlowReader,
             _ => return None,
         })
@@ -102,7 +112,9 @@ impl FaultPlan {
             Fault::ResetMidStream { after_chunks: 2 },
         ];
         let each = rate / kinds.len() as f64;
-        FaultPlan { rates: kinds.into_iter().map(|k| (k, each)).collect() }
+        FaultPlan {
+            rates: kinds.into_iter().map(|k| (k, each)).collect(),
+        }
     }
 
     pub(crate) fn pick(&self, seed: u64, engine: usize, request: u64) -> Option<Fault> {

@@ -24,13 +24,24 @@ pub(crate) struct Member {
 struct Scan<'a> {
     text: &'a [u8],
     at: usize,
+    /// No control character anywhere: strings need not be searched for them.
+    tame: bool,
 }
 
 /// Checks the whole text and collects the members of the top-level object, duplicates included.
 pub(crate) fn object(text: &[u8], members: &mut Vec<Member>) -> Result<(), Invalid> {
     members.clear();
-    let mut scan = Scan { text, at: 0 };
-    if std::str::from_utf8(text).is_err() || text.len() > u32::MAX as usize {
+    // Folded without early exits so that these become vector code.
+    let (low, high) = text
+        .iter()
+        .fold((u8::MAX, 0), |(low, high), b| (low.min(*b), high | b));
+    let mut scan = Scan {
+        text,
+        at: 0,
+        tame: low >= 0x20,
+    };
+    let ascii = high < 0x80;
+    if text.len() > u32::MAX as usize || !(ascii || std::str::from_utf8(text).is_ok()) {
         return Err(scan.fail("not UTF-8"));
     }
     scan.space();
@@ -43,7 +54,10 @@ pub(crate) fn object(text: &[u8], members: &mut Vec<Member>) -> Result<(), Inval
             let key = scan.key()?;
             let from = scan.at;
             scan.value()?;
-            members.push(Member { key, value: (from as u32, scan.at as u32) });
+            members.push(Member {
+                key,
+                value: (from as u32, scan.at as u32),
+            });
             scan.space();
             match scan.next() {
                 Some(b',') => scan.space(),
@@ -53,7 +67,11 @@ pub(crate) fn object(text: &[u8], members: &mut Vec<Member>) -> Result<(), Inval
         }
     }
     scan.space();
-    if scan.at == text.len() { Ok(()) } else { Err(scan.fail("nothing after the object")) }
+    if scan.at == text.len() {
+        Ok(())
+    } else {
+        Err(scan.fail("nothing after the object"))
+    }
 }
 
 impl Scan<'_> {
@@ -104,7 +122,10 @@ impl Scan<'_> {
                 return Err(self.fail("the end of a string"));
             };
             // Folded without an early exit so that it becomes vector code.
-            if rest[..length].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
+            if rest[..length]
+                .iter()
+                .fold(false, |bad, b| bad | (*b < 0x20))
+            {
                 return Err(self.fail("no control characters in strings"));
             }
             self.at += length + 1;
@@ -130,7 +151,11 @@ impl Scan<'_> {
         while matches!(self.peek(), Some(b'0'..=b'9')) {
             self.at += 1;
         }
-        if self.at == from { Err(self.fail("a digit")) } else { Ok(()) }
+        if self.at == from {
+            Err(self.fail("a digit"))
+        } else {
+            Ok(())
+        }
     }
 
     fn number(&mut self) -> Result<(), Invalid> {
@@ -263,7 +288,10 @@ fn skip(text: &[u8], mut at: usize) -> usize {
 
 fn gap(text: &[u8], at: usize) -> usize {
     let rest = &text[at..];
-    at + rest.iter().position(|b| !b" \n\r\t,:".contains(b)).unwrap_or(rest.len())
+    at + rest
+        .iter()
+        .position(|b| !b" \n\r\t,:".contains(b))
+        .unwrap_or(rest.len())
 }
 
 /// The elements of a valid array.
@@ -309,7 +337,9 @@ pub(crate) fn string(value: &[u8]) -> Cow<'_, [u8]> {
 }
 
 pub(crate) fn unescape(inner: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = memchr::memchr(b'\\', inner) else { return Cow::Borrowed(inner) };
+    let Some(first) = memchr::memchr(b'\\', inner) else {
+        return Cow::Borrowed(inner);
+    };
     let mut out = inner[..first].to_vec();
     let mut units: Vec<u16> = Vec::new();
     let mut at = first;
@@ -359,7 +389,9 @@ pub(crate) fn integer(value: &[u8]) -> Option<i64> {
     if let Ok(n) = std::str::from_utf8(value).ok()?.parse::<i64>() {
         return Some(n);
     }
-    number(value).filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64)
+    number(value)
+        .filter(|n| n.fract() == 0.0 && n.abs() < 9e15)
+        .map(|n| n as i64)
 }
 
 pub(crate) fn boolean(value: &[u8]) -> Option<bool> {

@@ -200,7 +200,11 @@ impl Ledger {
         book.sweep(now);
         let number = book.base.wrapping_add(book.grants.len() as u32);
         book.opened += 1;
-        book.grants.push_back(Grant { opening, name: name(number), state: State::Held });
+        book.grants.push_back(Grant {
+            opening,
+            name: name(number),
+            state: State::Held,
+        });
         number
     }
 
@@ -229,13 +233,7 @@ impl Ledger {
         found
     }
 
-    fn look(
-        &self,
-        name: GrantName,
-        prompt: Option<u64>,
-        request: Option<u64>,
-        now: u64,
-    ) -> Fetch {
+    fn look(&self, name: GrantName, prompt: Option<u64>, request: Option<u64>, now: u64) -> Fetch {
         let mut book = lock(&self.books[name.engine]);
         if !book.alive || book.incarnation != name.incarnation {
             return Fetch::Dead;
@@ -304,7 +302,10 @@ impl Ledger {
     pub fn held_tokens(&self, engine: usize, now: u64) -> u64 {
         let mut book = lock(&self.books[engine]);
         book.sweep(now);
-        let held = book.grants.range(book.swept..).filter(|g| g.state == State::Held);
+        let held = book
+            .grants
+            .range(book.swept..)
+            .filter(|g| g.state == State::Held);
         held.map(|g| u64::from(g.opening.tokens)).sum()
     }
 

@@ -42,7 +42,13 @@ pub(crate) struct Link {
 impl Link {
     pub fn new(stream: TcpStream) -> Link {
         let fd = stream.as_raw_fd();
-        Link { stream, fd, input: Vec::with_capacity(READ), at: 0, watch: None }
+        Link {
+            stream,
+            fd,
+            input: Vec::with_capacity(READ),
+            at: 0,
+            watch: None,
+        }
     }
 
     /// What was received and not yet consumed.
@@ -122,11 +128,18 @@ impl Link {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.watch.is_none() {
             match twin(self.fd) {
-                Ok(twin) => self.watch = Some(Watch { twin: Rc::new(twin), armed: None }),
+                Ok(twin) => {
+                    self.watch = Some(Watch {
+                        twin: Rc::new(twin),
+                        armed: None,
+                    })
+                }
                 Err(_) => return Poll::Ready(()),
             }
         }
-        let Some(watch) = &mut self.watch else { return Poll::Ready(()) };
+        let Some(watch) = &mut self.watch else {
+            return Poll::Ready(());
+        };
         loop {
             if self.input.len() > AHEAD_MAX {
                 return Poll::Pending;
@@ -169,7 +182,14 @@ fn twin(fd: RawFd) -> io::Result<TcpStream> {
 fn receive_now(fd: RawFd, input: &mut Vec<u8>) -> io::Result<usize> {
     let mut bytes = [0u8; 4096];
     // SAFETY: the buffer is as long as said and outlives the call.
-    let n = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    let n = unsafe {
+        libc::recv(
+            fd,
+            bytes.as_mut_ptr().cast(),
+            bytes.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
     if n < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -180,7 +200,10 @@ fn receive_now(fd: RawFd, input: &mut Vec<u8>) -> io::Result<usize> {
 /// Breaks the connection with an RST at once, whoever is waiting on it: `connect` to "no address"
 /// is how TCP spells that. A close would come only after the last operation in flight.
 pub(crate) fn reset(fd: RawFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     // SAFETY: plain system calls; `fd` is open, the structures live through the calls, and an
     // all-zero sockaddr is one of family AF_UNSPEC.
     unsafe {

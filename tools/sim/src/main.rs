@@ -91,7 +91,11 @@ struct Cli {
 
 impl Cli {
     fn engine(&self, role: Role, index: usize) -> EngineOptions {
-        let port = if self.port_base == 0 { 0 } else { self.port_base + index as u16 };
+        let port = if self.port_base == 0 {
+            0
+        } else {
+            self.port_base + index as u16
+        };
         let both = role == Role::Both;
         EngineOptions {
             port,
@@ -105,7 +109,11 @@ impl Cli {
                 tick_per_seq: Duration::from_secs_f64(self.tick_per_seq_us / 1e6),
                 stagger: self.stagger,
             },
-            kv: if both || matches!(self.kv, Kv::None) { KvMode::None } else { KvMode::Nixl },
+            kv: if both || matches!(self.kv, Kv::None) {
+                KvMode::None
+            } else {
+                KvMode::Nixl
+            },
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),
             keep_alive: (self.keep_alive_s > 0.0)
@@ -126,7 +134,10 @@ impl Cli {
             .chain(std::iter::repeat_n(Role::Decode, self.decode))
             .chain(std::iter::repeat_n(Role::Both, self.both));
         Options {
-            engines: roles.enumerate().map(|(i, role)| self.engine(role, i)).collect(),
+            engines: roles
+                .enumerate()
+                .map(|(i, role)| self.engine(role, i))
+                .collect(),
             seed: self.seed,
             threads: self.threads,
             cpus: (!self.cpus.is_empty()).then(|| self.cpus.clone()),
@@ -176,7 +187,11 @@ fn main() -> std::process::ExitCode {
 
 fn summary(sim: &Sim, roles: &[Role]) {
     for (index, (role, address)) in roles.iter().zip(sim.addresses()).enumerate() {
-        println!("{} {address}: {} requests", role.name(), sim.requests(index));
+        println!(
+            "{} {address}: {} requests",
+            role.name(),
+            sim.requests(index)
+        );
     }
     let l = sim.ledger();
     println!(

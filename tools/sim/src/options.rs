@@ -39,7 +39,10 @@ impl Options {
     pub fn pair(prefill: usize, decode: usize) -> Options {
         let roles = std::iter::repeat_n(Role::Prefill, prefill)
             .chain(std::iter::repeat_n(Role::Decode, decode));
-        Options { engines: roles.map(EngineOptions::new).collect(), ..Options::default() }
+        Options {
+            engines: roles.map(EngineOptions::new).collect(),
+            ..Options::default()
+        }
     }
 }
 
@@ -111,7 +114,11 @@ impl EngineOptions {
             model: "dummy".into(),
             max_model_len: 131_072,
             timing: Timing::default(),
-            kv: if role == Role::Both { KvMode::None } else { KvMode::Nixl },
+            kv: if role == Role::Both {
+                KvMode::None
+            } else {
+                KvMode::Nixl
+            },
             require_key: None,
             strict: Strict::default(),
             load_failure: LoadFailure::Fail,
@@ -149,7 +156,11 @@ pub struct Strict {
 
 impl Default for Strict {
     fn default() -> Self {
-        Strict { request_id: false, same_request_id: false, whole_params: true }
+        Strict {
+            request_id: false,
+            same_request_id: false,
+            whole_params: true,
+        }
     }
 }
 

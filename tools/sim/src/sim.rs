@@ -84,12 +84,18 @@ impl Sim {
     ) -> io::Result<Worker> {
         let (wake, theirs) = UnixStream::pair()?;
         let settled = move |result| drop(told.send(result));
-        let post =
-            Post { wake: theirs, stopping: self.stopping.clone(), settled: Box::new(settled) };
+        let post = Post {
+            wake: theirs,
+            stopping: self.stopping.clone(),
+            settled: Box::new(settled),
+        };
         let world = self.world.clone();
         let builder = std::thread::Builder::new().name(format!("pdsim-{thread}"));
         let thread = builder.spawn(move || run(world, cpu, post))?;
-        Ok(Worker { wake, thread: Some(thread) })
+        Ok(Worker {
+            wake,
+            thread: Some(thread),
+        })
     }
 
     /// One word from each thread.
@@ -108,7 +114,9 @@ impl Sim {
             let _ = (&worker.wake).write_all(&[1]);
         }
         if let Err(e) = self.wait() {
-            self.world.ledger.violation(|| format!("the simulator did not settle: {e}"));
+            self.world
+                .ledger
+                .violation(|| format!("the simulator did not settle: {e}"));
         }
     }
 
@@ -119,7 +127,10 @@ impl Sim {
 
     /// What the engine received, oldest first. Empty if `record` is off.
     pub fn transcript(&self, engine: usize) -> Vec<Received> {
-        self.world.engines[engine].transcript.as_ref().map_or_else(Vec::new, Transcript::all)
+        self.world.engines[engine]
+            .transcript
+            .as_ref()
+            .map_or_else(Vec::new, Transcript::all)
     }
 
     pub fn ledger(&self) -> LedgerReport {
@@ -162,7 +173,9 @@ impl Sim {
     }
 
     pub fn connections(&self, engine: usize) -> usize {
-        self.world.engines[engine].connections.load(Ordering::Relaxed)
+        self.world.engines[engine]
+            .connections
+            .load(Ordering::Relaxed)
     }
 
     /// All requests that the engine ever read, whether recorded or not.
@@ -195,7 +208,11 @@ impl Drop for Sim {
 /// so a bind without it goes first.
 fn reserve(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     let open = |shared: bool| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;

@@ -46,7 +46,10 @@ pub(crate) fn count(bytes: &[u8]) -> u32 {
 /// give back exactly what went in.
 pub fn tokenize(bytes: &[u8]) -> Vec<u32> {
     let id = |piece: &[u8]| {
-        let bytes = piece.iter().rev().fold(0u32, |id, b| id << 8 | u32::from(*b));
+        let bytes = piece
+            .iter()
+            .rev()
+            .fold(0u32, |id, b| id << 8 | u32::from(*b));
         (piece.len() as u32 - 1) << 24 | bytes
     };
     bytes.chunks(PIECE).map(id).collect()
@@ -77,7 +80,11 @@ pub(crate) fn push_hex(out: &mut Vec<u8>, value: u64, digits: usize) {
 pub(crate) fn push_token(out: &mut Vec<u8>, prompt: u64, choice: u32, index: u32) {
     out.extend_from_slice(b" w");
     push_hex(out, prompt >> 40, 6);
-    push_hex(out, mix(prompt, u64::from(choice) << 32 | u64::from(index)), 4);
+    push_hex(
+        out,
+        mix(prompt, u64::from(choice) << 32 | u64::from(index)),
+        4,
+    );
 }
 
 pub(crate) fn token_id(prompt: u64, choice: u32, index: u32) -> u32 {

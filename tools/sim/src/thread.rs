@@ -43,7 +43,12 @@ pub(crate) fn run(world: Arc<World>, cpu: Option<usize>, post: Post) {
     }
     match Ring::build() {
         Ok(Ring::Uring(mut runtime)) => runtime.block_on(main(world, post)),
-        Ok(Ring::Epoll(mut runtime)) => runtime.block_on(main(world, post)),
+        Ok(Ring::Epoll(mut runtime)) => {
+            // Epoll reads when told to: a blocking pipe would stop the thread. (A ring waits by
+            // itself, and only if the descriptor blocks.)
+            let _ = post.wake.set_nonblocking(true);
+            runtime.block_on(main(world, post));
+        }
         Err(e) => (post.settled)(Err(e)),
     }
 }
@@ -68,7 +73,10 @@ impl Ring {
         let forced = std::env::var("MONOIO_FORCE_LEGACY_DRIVER");
         if !forced.is_ok_and(|v| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes")) {
             let mut tuned = io_uring::IoUring::builder();
-            tuned.setup_single_issuer().setup_defer_taskrun().setup_cqsize(16_384);
+            tuned
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_cqsize(16_384);
             for ring in [tuned, io_uring::IoUring::builder()] {
                 let builder = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring);
                 if let Ok(runtime) = builder.with_entries(4096).enable_timer().build() {
@@ -76,7 +84,10 @@ impl Ring {
                 }
             }
         }
-        RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().map(Ring::Epoll)
+        RuntimeBuilder::<LegacyDriver>::new()
+            .enable_timer()
+            .build()
+            .map(Ring::Epoll)
     }
 }
 
@@ -119,11 +130,17 @@ async fn main(world: Arc<World>, post: Post) {
 pub(crate) fn settle(engine: &Rc<Engine>) -> io::Result<()> {
     let shared = engine.shared();
     let up = shared.up.load(Ordering::Acquire);
-    let incarnation = if up { shared.incarnation.load(Ordering::Acquire) } else { 0 };
+    let incarnation = if up {
+        shared.incarnation.load(Ordering::Acquire)
+    } else {
+        0
+    };
     if engine.incarnation.replace(incarnation) != incarnation {
         engine.close_listener();
         engine.reset_connections();
-        engine.id.set(engine.world.engine_id(engine.index, incarnation));
+        engine
+            .id
+            .set(engine.world.engine_id(engine.index, incarnation));
     }
     let open = up && *lock(&shared.fault) != Some(Fault::Refuse);
     if !open {
@@ -163,7 +180,10 @@ async fn accept(engine: Rc<Engine>, listener: TcpListener) {
                     continue;
                 }
                 let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-                monoio::spawn(guarded(engine.clone(), serve(engine.clone(), stream, number)));
+                monoio::spawn(guarded(
+                    engine.clone(),
+                    serve(engine.clone(), stream, number),
+                ));
             }
             // Out of descriptors, or a connection that died in the queue.
             Err(_) => sleep(Duration::from_millis(10)).await,
@@ -182,7 +202,10 @@ async fn guarded(engine: Rc<Engine>, work: impl Future<Output = ()>) {
     })
     .await;
     if !survived {
-        engine.world.ledger.violation(|| "the simulator itself panicked".into());
+        engine
+            .world
+            .ledger
+            .violation(|| "the simulator itself panicked".into());
     }
 }
 
@@ -195,7 +218,9 @@ async fn sweep(world: Arc<World>, engines: Vec<Rc<Engine>>, ticker: Rc<Cell<u64>
         ticker.set(now);
         for engine in &engines {
             let _ = settle(engine);
-            let Some(limit) = engine.options().keep_alive else { continue };
+            let Some(limit) = engine.options().keep_alive else {
+                continue;
+            };
             let limit = limit.as_millis() as u64;
             for door in engine.doors.borrow().values() {
                 let since = door.idle_since.get();

@@ -27,7 +27,10 @@ pub struct Received {
 
 impl Received {
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 }
@@ -52,11 +55,28 @@ struct Ring {
     bytes: usize,
 }
 
+/// An entry that can still be closed.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub transcript: &'a Transcript,
+    pub number: u64,
+}
+
+impl Entry<'_> {
+    pub fn close(&self, outcome: Outcome) {
+        self.transcript.close(self.number, outcome);
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Transcript(Mutex<Ring>);
 
 fn weight(entry: &Received) -> usize {
-    let headers: usize = entry.headers.iter().map(|(n, v)| n.len() + v.len() + 48).sum();
+    let headers: usize = entry
+        .headers
+        .iter()
+        .map(|(n, v)| n.len() + v.len() + 48)
+        .sum();
     200 + entry.body.len() + headers
 }
 
@@ -67,16 +87,20 @@ impl Transcript {
         ring.bytes += weight(&entry);
         ring.entries.push_back(entry);
         while ring.entries.len() > ENTRIES || (ring.bytes > BYTES && ring.entries.len() > 1) {
-            let Some(old) = ring.entries.pop_front() else { break };
+            let Some(old) = ring.entries.pop_front() else {
+                break;
+            };
             ring.bytes -= weight(&old);
             ring.base += 1;
         }
         ring.base + ring.entries.len() as u64 - 1
     }
 
-    pub fn close(&self, number: u64, outcome: Outcome) {
+    fn close(&self, number: u64, outcome: Outcome) {
         let mut ring = lock(&self.0);
-        let Some(place) = number.checked_sub(ring.base) else { return };
+        let Some(place) = number.checked_sub(ring.base) else {
+            return;
+        };
         if let Some(entry) = ring.entries.get_mut(place as usize) {
             entry.outcome = outcome;
         }

@@ -99,7 +99,11 @@ impl World {
         if set.is_some() {
             return set;
         }
-        let request = if request_id.is_empty() { number } else { hash(3, request_id) };
+        let request = if request_id.is_empty() {
+            number
+        } else {
+            hash(3, request_id)
+        };
         shared.options.faults.pick(self.seed, engine, request)
     }
 

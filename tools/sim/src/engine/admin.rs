@@ -17,13 +17,22 @@ pub(crate) fn answer(engine: &Engine, request: &Request, path: &[u8]) -> Fixed {
     let get = matches!(request.head.method, Method::Get | Method::Head);
     let post = request.head.method == Method::Post;
     match path {
-        b"/health" | b"/ping" if get => Fixed { content_type: "", ..json(200, "") },
-        b"/ping" if post => Fixed { content_type: "", ..json(200, "") },
+        b"/health" | b"/ping" if get => Fixed {
+            content_type: "",
+            ..json(200, "")
+        },
+        b"/ping" if post => Fixed {
+            content_type: "",
+            ..json(200, "")
+        },
         b"/v1/models" if get => models(engine),
         b"/version" if get => json(200, "{\"version\":\"0.32.0+pdsim\"}"),
         b"/metrics" if get => metrics(engine),
         b"/v1/sim/204" if get || post => json(204, ""),
-        b"/v1/sim/304" if get => Fixed { extra: "etag: \"sim\"\r\n".into(), ..json(304, "") },
+        b"/v1/sim/304" if get => Fixed {
+            extra: "etag: \"sim\"\r\n".into(),
+            ..json(304, "")
+        },
         b"/v1/sim/echo" if post => echo(request),
         b"/tokenize" | b"/detokenize" | b"/v1/embeddings" | b"/pooling" | b"/score"
         | b"/v1/score" | b"/rerank" | b"/v1/rerank" | b"/v2/rerank" | b"/classify"
@@ -33,16 +42,29 @@ pub(crate) fn answer(engine: &Engine, request: &Request, path: &[u8]) -> Fixed {
         }
         b"/health" | b"/ping" | b"/v1/models" | b"/version" | b"/metrics" | b"/v1/sim/204"
         | b"/v1/sim/304" => not_allowed("GET"),
-        b"/v1/completions" | b"/v1/chat/completions" | b"/tokenize" | b"/detokenize"
-        | b"/v1/embeddings" | b"/pooling" | b"/score" | b"/v1/score" | b"/rerank"
-        | b"/v1/rerank" | b"/v2/rerank" | b"/classify" | b"/v1/sim/echo" => not_allowed("POST"),
+        b"/v1/completions"
+        | b"/v1/chat/completions"
+        | b"/tokenize"
+        | b"/detokenize"
+        | b"/v1/embeddings"
+        | b"/pooling"
+        | b"/score"
+        | b"/v1/score"
+        | b"/rerank"
+        | b"/v1/rerank"
+        | b"/v2/rerank"
+        | b"/classify"
+        | b"/v1/sim/echo" => not_allowed("POST"),
         _ => json(404, "{\"detail\":\"Not Found\"}"),
     }
 }
 
 fn not_allowed(allow: &str) -> Fixed {
     let extra = format!("allow: {allow}\r\n");
-    Fixed { extra, ..json(405, "{\"detail\":\"Method Not Allowed\"}") }
+    Fixed {
+        extra,
+        ..json(405, "{\"detail\":\"Method Not Allowed\"}")
+    }
 }
 
 fn models(engine: &Engine) -> Fixed {
@@ -68,13 +90,36 @@ fn metrics(engine: &Engine) -> Fixed {
     let labels = format!("engine=\"0\",model_name=\"{model}\"");
     let local = load(&counters.local_tokens);
     let external = load(&counters.external_tokens);
-    let held = engine.world.ledger.held_tokens(engine.index, engine.world.now());
+    let held = engine
+        .world
+        .ledger
+        .held_tokens(engine.index, engine.world.now());
     let rows = [
-        ("gauge", "vllm:num_requests_running", String::new(), load(&counters.running)),
-        ("gauge", "vllm:num_requests_waiting", String::new(), load(&counters.waiting)),
+        (
+            "gauge",
+            "vllm:num_requests_running",
+            String::new(),
+            load(&counters.running),
+        ),
+        (
+            "gauge",
+            "vllm:num_requests_waiting",
+            String::new(),
+            load(&counters.waiting),
+        ),
         ("gauge", "pdsim:kv_tokens_held", String::new(), held),
-        ("counter", "vllm:prompt_tokens_total", String::new(), local + external),
-        ("counter", "vllm:generation_tokens_total", String::new(), load(&counters.generated)),
+        (
+            "counter",
+            "vllm:prompt_tokens_total",
+            String::new(),
+            local + external,
+        ),
+        (
+            "counter",
+            "vllm:generation_tokens_total",
+            String::new(),
+            load(&counters.generated),
+        ),
         (
             "counter",
             "vllm:prompt_tokens_by_source_total",
@@ -87,7 +132,12 @@ fn metrics(engine: &Engine) -> Fixed {
             ",source=\"external_kv_transfer\"".into(),
             external,
         ),
-        ("counter", "vllm:nixl_num_transfers_total", String::new(), load(&counters.transfers)),
+        (
+            "counter",
+            "vllm:nixl_num_transfers_total",
+            String::new(),
+            load(&counters.transfers),
+        ),
         (
             "counter",
             "vllm:nixl_num_failed_transfers_total",
@@ -95,7 +145,12 @@ fn metrics(engine: &Engine) -> Fixed {
             load(&counters.failed_transfers),
         ),
         // Half a MiB for each block of 128 tokens.
-        ("counter", "vllm:nixl_bytes_transferred_total", String::new(), external * 4096),
+        (
+            "counter",
+            "vllm:nixl_bytes_transferred_total",
+            String::new(),
+            external * 4096,
+        ),
     ];
     let mut text = String::new();
     for (kind, name, more, value) in rows {
@@ -105,7 +160,10 @@ fn metrics(engine: &Engine) -> Fixed {
         }
         text += &format!("{name}{{{labels}{more}}} {value}.0\n");
     }
-    Fixed { content_type: "text/plain; version=0.0.4; charset=utf-8", ..json(200, text) }
+    Fixed {
+        content_type: "text/plain; version=0.0.4; charset=utf-8",
+        ..json(200, text)
+    }
 }
 
 /// The body and headers that came, as JSON.
@@ -134,7 +192,9 @@ fn echo(request: &Request) -> Fixed {
 fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiError> {
     let body = request.body;
     if !request.head.json {
-        return Err(ApiError::body("Unsupported Media Type: Only 'application/json' is allowed"));
+        return Err(ApiError::body(
+            "Unsupported Media Type: Only 'application/json' is allowed",
+        ));
     }
     let mut top = Vec::new();
     object(body, &mut top).map_err(|e| ApiError::body(format!("JSON decode error: {}", e.what)))?;
@@ -147,7 +207,9 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
         && is_string(model)
         && *crate::json::string(model) != *engine.options().model.as_bytes()
     {
-        return Err(ApiError::no_model(&String::from_utf8_lossy(&crate::json::string(model))));
+        return Err(ApiError::no_model(&String::from_utf8_lossy(
+            &crate::json::string(model),
+        )));
     }
     let text = match path {
         b"/tokenize" => {
@@ -167,8 +229,9 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
             )
         }
         b"/detokenize" => {
-            let ids: Option<Vec<u32>> =
-                elements(need("tokens")?).map(|v| integer(v)?.try_into().ok()).collect();
+            let ids: Option<Vec<u32>> = elements(need("tokens")?)
+                .map(|v| integer(v)?.try_into().ok())
+                .collect();
             let ids = ids.ok_or_else(|| ApiError::body("tokens: not a list of ids"))?;
             let mut text = Vec::new();
             push_string(&mut text, &text_of(&ids));
@@ -176,7 +239,14 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
         }
         b"/v1/embeddings" | b"/pooling" => pooled(need("input")?, "embedding")?,
         b"/classify" => pooled(need("input")?, "probs")?,
-        _ => ranked(need(if path.ends_with(b"score") { "text_2" } else { "documents" })?, path),
+        _ => ranked(
+            need(if path.ends_with(b"score") {
+                "text_2"
+            } else {
+                "documents"
+            })?,
+            path,
+        ),
     };
     Ok(json(200, text))
 }
@@ -199,7 +269,11 @@ fn pooled(input: &[u8], name: &str) -> Result<String, ApiError> {
 }
 
 fn ranked(documents: &[u8], path: &[u8]) -> String {
-    let count = if documents[0] == b'[' { elements(documents).count() } else { 1 };
+    let count = if documents[0] == b'[' {
+        elements(documents).count()
+    } else {
+        1
+    };
     let score = path.ends_with(b"score");
     let rows: Vec<String> = (0..count)
         .map(|i| {
@@ -209,5 +283,8 @@ fn ranked(documents: &[u8], path: &[u8]) -> String {
         })
         .collect();
     let list = if score { "data" } else { "results" };
-    format!("{{\"{list}\":[{}],\"usage\":{{\"total_tokens\":{count}}}}}", rows.join(","))
+    format!(
+        "{{\"{list}\":[{}],\"usage\":{{\"total_tokens\":{count}}}}}",
+        rows.join(",")
+    )
 }

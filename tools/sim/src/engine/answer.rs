@@ -92,7 +92,10 @@ pub(crate) fn push_logprobs(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32
             comma(out, index);
             put(out, b"{\"token\":");
             token(out, index);
-            put(out, b",\"logprob\":-0.25,\"bytes\":null,\"top_logprobs\":[]}");
+            put(
+                out,
+                b",\"logprob\":-0.25,\"bytes\":null,\"top_logprobs\":[]}",
+            );
         }
         put(out, b"]}");
         return;
@@ -118,7 +121,11 @@ pub(crate) fn push_logprobs(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32
 /// The whole answer of a request that does not stream.
 pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     let chat = job.ask.chat;
-    let object: &[u8] = if chat { b"chat.completion" } else { b"text_completion" };
+    let object: &[u8] = if chat {
+        b"chat.completion"
+    } else {
+        b"text_completion"
+    };
     push_opening(out, engine, job, object);
     let mut tokens = 0;
     for choice in 0..job.ask.choices() {
@@ -138,7 +145,14 @@ pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
         push_prompt_ids(out, job, 0);
     }
     put(out, b",\"kv_transfer_params\":");
-    put(out, if job.params.is_empty() { b"null" } else { &job.params });
+    put(
+        out,
+        if job.params.is_empty() {
+            b"null"
+        } else {
+            &job.params
+        },
+    );
     put(out, b",\"ec_transfer_params\":null,\"metrics\":null}");
 }
 

@@ -146,7 +146,9 @@ pub(crate) fn read(
     };
     let kv = match raw.kv {
         Some(value) if value[0] != b'{' => {
-            return Err(ApiError::body("kv_transfer_params: Input should be a valid dictionary"));
+            return Err(ApiError::body(
+                "kv_transfer_params: Input should be a valid dictionary",
+            ));
         }
         Some(value) => {
             let at = value.as_ptr() as usize - body.as_ptr() as usize;
@@ -174,7 +176,9 @@ pub(crate) fn read(
 }
 
 fn check_model(raw: &Raw, model: &str) -> Result<(), ApiError> {
-    let Some(value) = raw.model else { return Ok(()) };
+    let Some(value) = raw.model else {
+        return Ok(());
+    };
     if !is_string(value) {
         return Err(ApiError::body("model: Input should be a valid string"));
     }
@@ -186,12 +190,18 @@ fn check_model(raw: &Raw, model: &str) -> Result<(), ApiError> {
 }
 
 fn stream_options(raw: &Raw, stream: bool) -> Result<(bool, bool), ApiError> {
-    let Some(options) = raw.stream_options else { return Ok((false, false)) };
+    let Some(options) = raw.stream_options else {
+        return Ok((false, false));
+    };
     if options[0] != b'{' {
-        return Err(ApiError::body("stream_options: Input should be a valid dictionary"));
+        return Err(ApiError::body(
+            "stream_options: Input should be a valid dictionary",
+        ));
     }
     if !stream {
-        return Err(ApiError::body("Stream options can only be defined when `stream=True`."));
+        return Err(ApiError::body(
+            "Stream options can only be defined when `stream=True`.",
+        ));
     }
     let mut usage = (false, false);
     for (key, value) in json::members(options) {
@@ -233,7 +243,10 @@ fn max_tokens(raw: &Raw, chat: bool) -> Result<Option<u32>, ApiError> {
 fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
     let n = int(raw.n, "n")?.unwrap_or(1);
     if !(1..=1024).contains(&n) {
-        return Err(ApiError::value(Some("n"), format!("n must be at least 1, got {n}.")));
+        return Err(ApiError::value(
+            Some("n"),
+            format!("n must be at least 1, got {n}."),
+        ));
     }
     if let Some(best_of) = int(raw.best_of, "best_of")? {
         if best_of < n {
@@ -243,7 +256,10 @@ fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
             return Err(ApiError::value(Some("best_of"), message));
         }
         if stream && best_of > n {
-            return Err(ApiError::value(Some("best_of"), "best_of cannot be used with streaming"));
+            return Err(ApiError::value(
+                Some("best_of"),
+                "best_of cannot be used with streaming",
+            ));
         }
     }
     let temperature = float(raw.temperature, "temperature")?;
@@ -260,7 +276,10 @@ fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
         return Err(ApiError::value(Some("top_p"), message));
     }
     if raw.suffix.is_some_and(|s| s != b"\"\"") {
-        return Err(ApiError::value(Some("suffix"), "suffix is not currently supported"));
+        return Err(ApiError::value(
+            Some("suffix"),
+            "suffix is not currently supported",
+        ));
     }
     Ok(n as u32)
 }
@@ -268,7 +287,9 @@ fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
 fn logprobs(raw: &Raw, chat: bool) -> Result<bool, ApiError> {
     let Some(value) = raw.logprobs else {
         if int(raw.top_logprobs, "top_logprobs")?.is_some_and(|k| k > 0) {
-            return Err(ApiError::body("when using `top_logprobs`, `logprobs` must be set to true."));
+            return Err(ApiError::body(
+                "when using `top_logprobs`, `logprobs` must be set to true.",
+            ));
         }
         return Ok(false);
     };

@@ -17,7 +17,10 @@ pub(crate) struct ApiError {
 impl ApiError {
     /// The body is not a request at all.
     pub fn body(message: impl Into<String>) -> ApiError {
-        ApiError { before_engine: true, ..ApiError::value(None, message) }
+        ApiError {
+            before_engine: true,
+            ..ApiError::value(None, message)
+        }
     }
 
     /// A well-formed request with a value that is not accepted.

@@ -38,12 +38,16 @@ pub(crate) fn accept(
 ) -> Result<Job, ApiError> {
     let (world, options) = (&engine.world, engine.options());
     if !head.json {
-        return Err(ApiError::body("Unsupported Media Type: Only 'application/json' is allowed"));
+        return Err(ApiError::body(
+            "Unsupported Media Type: Only 'application/json' is allowed",
+        ));
     }
     let mut scratch = engine.scratch.borrow_mut();
     if let Err(invalid) = crate::json::object(body, &mut scratch.members) {
-        let message =
-            format!("JSON decode error: expected {} at byte {}", invalid.what, invalid.at);
+        let message = format!(
+            "JSON decode error: expected {} at byte {}",
+            invalid.what, invalid.at
+        );
         return Err(ApiError::body(message));
     }
     let members = &scratch.members;
@@ -57,11 +61,17 @@ pub(crate) fn accept(
         _ => KvAsk::Nothing,
     };
     if request_id.is_empty() && options.strict.request_id {
-        world.ledger.violation(|| format!("engine {}: no X-Request-Id", engine.index));
+        world
+            .ledger
+            .violation(|| format!("engine {}: no X-Request-Id", engine.index));
     }
     Ok(Job {
         answer_id: answer_id(engine, request_id, chat),
-        request: if request_id.is_empty() { 0 } else { hash(3, request_id) },
+        request: if request_id.is_empty() {
+            0
+        } else {
+            hash(3, request_id)
+        },
         kv,
         created: crate::clock::unix_seconds(),
         wrong_from: ask.prompts.len(),
@@ -75,9 +85,17 @@ fn answer_id(engine: &Engine, request_id: &[u8], chat: bool) -> Vec<u8> {
     let mut id = Vec::with_capacity(48);
     id.extend_from_slice(if chat { b"chatcmpl-" } else { b"cmpl-" });
     // An id that could not stand in a JSON string as it is would have to be escaped everywhere.
-    if request_id.is_empty() || request_id.iter().any(|b| !b.is_ascii() || b"\"\\\t".contains(b)) {
+    if request_id.is_empty()
+        || request_id
+            .iter()
+            .any(|b| !b.is_ascii() || b"\"\\\t".contains(b))
+    {
         let number = engine.shared().requests.load(Ordering::Relaxed);
-        push_hex(&mut id, mix(engine.world.seed ^ engine.index as u64, number), 16);
+        push_hex(
+            &mut id,
+            mix(engine.world.seed ^ engine.index as u64, number),
+            16,
+        );
     } else {
         id.extend_from_slice(request_id);
     }
@@ -122,17 +140,25 @@ impl Job {
     pub fn voice(&self, choice: u32) -> (u64, u32) {
         let prompt = (choice / self.ask.n) as usize;
         let hash = self.ask.prompts[prompt].hash;
-        let hash = if prompt >= self.wrong_from { stale(hash) } else { hash };
+        let hash = if prompt >= self.wrong_from {
+            stale(hash)
+        } else {
+            hash
+        };
         (hash, choice % self.ask.n)
     }
 
     /// Tokens of `choice`, and whether it ends on EOS.
     pub fn length(&self, choice: u32) -> (u32, bool) {
-        self.ask.length(&self.ask.prompts[(choice / self.ask.n) as usize])
+        self.ask
+            .length(&self.ask.prompts[(choice / self.ask.n) as usize])
     }
 
     pub fn longest(&self) -> u32 {
-        (0..self.ask.choices()).map(|c| self.length(c).0).max().unwrap_or(0)
+        (0..self.ask.choices())
+            .map(|c| self.length(c).0)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Reads the KV that the params name.
@@ -141,10 +167,17 @@ impl Job {
         let found = match source {
             Source::Unusable => Fetch::Dead,
             Source::Grant(grant) => {
-                let request = shared.options.strict.same_request_id.then_some(self.request);
+                let request = shared
+                    .options
+                    .strict
+                    .same_request_id
+                    .then_some(self.request);
                 let prompt = whole.then_some(self.ask.prompts[0].hash);
                 let me = (engine.index, engine.incarnation.get());
-                engine.world.ledger.fetch(me, grant, prompt, request, engine.world.now())
+                engine
+                    .world
+                    .ledger
+                    .fetch(me, grant, prompt, request, engine.world.now())
             }
         };
         let Fetch::Loaded { right } = found else {
@@ -220,7 +253,15 @@ impl Job {
         });
         if first {
             params.reserve(512);
-            push_params(params, world, engine.index, &engine.id.get(), &name, number, tokens);
+            push_params(
+                params,
+                world,
+                engine.index,
+                &engine.id.get(),
+                &name,
+                number,
+                tokens,
+            );
         }
     }
 
@@ -228,8 +269,13 @@ impl Job {
     pub fn count(&self, engine: &Engine) {
         let counters = &engine.shared().counters;
         add(&counters.external_tokens, self.external);
-        add(&counters.local_tokens, self.ask.prompt_tokens() - self.external);
-        let tokens = (0..self.ask.choices()).map(|c| u64::from(self.length(c).0)).sum();
+        add(
+            &counters.local_tokens,
+            self.ask.prompt_tokens() - self.external,
+        );
+        let tokens = (0..self.ask.choices())
+            .map(|c| u64::from(self.length(c).0))
+            .sum();
         add(&counters.generated, tokens);
     }
 }

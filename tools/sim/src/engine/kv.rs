@@ -8,7 +8,7 @@ use crate::text::{hash, mix, push_hex, push_number};
 use crate::world::World;
 
 /// Members of the params that a P issues: fewer at D means that the proxy did not pass them whole.
-const ISSUED_KEYS: u32 = 13;
+const ISSUED_KEYS: u32 = 14;
 const BLOCK_TOKENS: u32 = 128;
 
 /// What a request wants done with KV.
@@ -79,22 +79,30 @@ pub(crate) fn read(world: &World, me: usize, object: &[u8]) -> Result<KvAsk, Api
     }
     if !params.prefill {
         if params.engine.is_some() {
-            world.ledger.malformed(|| format!("engine {me}: params without do_remote_prefill"));
+            world
+                .ledger
+                .malformed(|| format!("engine {me}: params without do_remote_prefill"));
         }
         return Ok(KvAsk::Nothing);
     }
     if params.request.is_none() {
-        world.ledger.malformed(|| format!("engine {me}: params without remote_request_id"));
+        world
+            .ledger
+            .malformed(|| format!("engine {me}: params without remote_request_id"));
         return Ok(KvAsk::HangAndDie);
     }
     if params.engine.is_none() || params.host.is_none() || params.port.is_none() {
         // The real one logs a warning and computes the prompt itself: slow, not wrong.
-        world.ledger.malformed(|| format!("engine {me}: params lack engine id, host or port"));
+        world
+            .ledger
+            .malformed(|| format!("engine {me}: params lack engine id, host or port"));
         return Ok(KvAsk::Nothing);
     }
     if params.keys < ISSUED_KEYS && world.engines[me].options.strict.whole_params {
         let keys = params.keys;
-        world.ledger.violation(|| format!("engine {me}: {keys} of {ISSUED_KEYS} params passed on"));
+        world
+            .ledger
+            .violation(|| format!("engine {me}: {keys} of {ISSUED_KEYS} params passed on"));
     }
     Ok(KvAsk::Load(source(world, me, &params)))
 }
@@ -119,14 +127,25 @@ fn named(world: &World, params: &Params) -> Result<GrantName, &'static str> {
     if port != Some(world.engines[engine].side_port(engine).into()) {
         return Err("wrong remote_port");
     }
-    let hex = request.len().checked_sub(8).and_then(|at| request.get(at..));
+    let hex = request
+        .len()
+        .checked_sub(8)
+        .and_then(|at| request.get(at..));
     let hex = hex.and_then(|h| std::str::from_utf8(h).ok());
     let number = hex.and_then(|h| u32::from_str_radix(h, 16).ok());
     let number = number.ok_or("remote_request_id was not issued")? ^ veil(world, engine);
-    if !params.blocks.is_some_and(|b| blocks_match(b, first_block(number))) {
+    if !params
+        .blocks
+        .is_some_and(|b| blocks_match(b, first_block(number)))
+    {
         return Err("wrong remote_block_ids");
     }
-    Ok(GrantName { engine, incarnation, number, name: hash(0, &request) })
+    Ok(GrantName {
+        engine,
+        incarnation,
+        number,
+        name: hash(0, &request),
+    })
 }
 
 /// Makes grant numbers look like the random suffix that they stand in for.
@@ -135,7 +154,7 @@ fn veil(world: &World, engine: usize) -> u32 {
 }
 
 fn first_block(number: u32) -> u64 {
-    u64::from(number).wrapping_mul(2_654_435_761) % 60_000 + 1
+    (u64::from(number) + 1) * 2_654_435_761 % 60_000 + 1
 }
 
 /// `[[b, b + 1, ...]]`, whatever the whitespace.

@@ -58,8 +58,10 @@ pub(crate) struct Scratch {
 impl Engine {
     pub fn new(world: Arc<World>, index: usize, ticker: Rc<Cell<u64>>) -> Rc<Engine> {
         let timing = &world.engines[index].options.timing;
-        let (prefill, decode) =
-            (Prefill::new(timing, world.threads), Decode::new(timing, world.threads));
+        let (prefill, decode) = (
+            Prefill::new(timing, world.threads),
+            Decode::new(timing, world.threads),
+        );
         Rc::new(Engine {
             world,
             index,
@@ -84,7 +86,9 @@ impl Engine {
 
     /// The process dies: for all threads, which notice within their next sweep.
     pub fn die(self: &Rc<Self>) {
-        self.world.ledger.violation(|| format!("engine {} was made to die", self.index));
+        self.world
+            .ledger
+            .violation(|| format!("engine {} was made to die", self.index));
         self.world.ledger.end(self.index);
         self.shared().up.store(false, Ordering::Release);
         let _ = crate::thread::settle(self);
@@ -99,6 +103,9 @@ impl Engine {
     }
 
     pub fn reset_connections(&self) {
-        self.doors.borrow().values().for_each(|door| crate::link::reset(door.fd));
+        self.doors
+            .borrow()
+            .values()
+            .for_each(|door| crate::link::reset(door.fd));
     }
 }

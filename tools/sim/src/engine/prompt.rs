@@ -29,29 +29,48 @@ pub fn messages_hash(messages: &str) -> Option<u64> {
     let wrapped = format!("{{\"messages\":{messages}}}");
     let mut top = Vec::new();
     crate::json::object(wrapped.as_bytes(), &mut top).ok()?;
-    of_messages(&wrapped.as_bytes()[top[0].value.0 as usize..top[0].value.1 as usize], None)
-        .ok()
-        .map(|p| p.hash)
+    of_messages(
+        &wrapped.as_bytes()[top[0].value.0 as usize..top[0].value.1 as usize],
+        None,
+    )
+    .ok()
+    .map(|p| p.hash)
 }
 
 fn eos_in(text: &[u8]) -> Option<u32> {
-    let at = memmem::find(text, b"[[eos@")? + 6;
+    thread_local! {
+        static MARKER: memmem::Finder<'static> = memmem::Finder::new(b"[[eos@");
+    }
+    let at = MARKER.with(|marker| marker.find(text))? + 6;
     let rest = &text[at..];
     let digits = &rest[..memmem::find(rest, b"]]")?];
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn of_text(text: &[u8]) -> Prompt {
-    Prompt { hash: hash(COMPLETION, text), tokens: count(text), eos_at: eos_in(text) }
+    Prompt {
+        hash: hash(COMPLETION, text),
+        tokens: count(text),
+        eos_at: eos_in(text),
+    }
 }
 
 fn of_ids(ids: &[u32]) -> Prompt {
     let length = ids.len() as u32;
     match detokenize(ids) {
-        Some(text) => Prompt { tokens: length, ..of_text(&text) },
+        Some(text) => Prompt {
+            tokens: length,
+            ..of_text(&text)
+        },
         None => {
-            let hash = ids.iter().fold(COMPLETION, |h, id| mix(h, u64::from(*id) + 1));
-            Prompt { hash, tokens: length, eos_at: None }
+            let hash = ids
+                .iter()
+                .fold(COMPLETION, |h, id| mix(h, u64::from(*id) + 1));
+            Prompt {
+                hash,
+                tokens: length,
+                eos_at: None,
+            }
         }
     }
 }
@@ -59,7 +78,11 @@ fn of_ids(ids: &[u32]) -> Prompt {
 fn ids_of(list: &[u8]) -> Result<Vec<u32>, ApiError> {
     let wrong = || ApiError::body("prompt: token ids must be non-negative integers");
     elements(list)
-        .map(|v| integer(v).and_then(|n| u32::try_from(n).ok()).ok_or_else(wrong))
+        .map(|v| {
+            integer(v)
+                .and_then(|n| u32::try_from(n).ok())
+                .ok_or_else(wrong)
+        })
         .collect()
 }
 
@@ -86,10 +109,17 @@ pub(crate) fn of_prompt(
                 vec![of_ids(&ids)]
             }
         },
-        _ => return Err(ApiError::body("prompt: must be a string, token ids, or a list of these")),
+        _ => {
+            return Err(ApiError::body(
+                "prompt: must be a string, token ids, or a list of these",
+            ));
+        }
     };
     if prompts.iter().any(|p| p.tokens == 0) {
-        return Err(ApiError::value(Some("prompt"), "The decoder prompt cannot be empty"));
+        return Err(ApiError::value(
+            Some("prompt"),
+            "The decoder prompt cannot be empty",
+        ));
     }
     if let Some(texts) = texts {
         *texts = kept;
@@ -140,7 +170,11 @@ pub(crate) fn of_messages(
     if value[0] != b'[' {
         return Err(ApiError::body("messages: must be a list"));
     }
-    let mut chat = Chat { hash: CHAT, tokens: 0, eos_at: None };
+    let mut chat = Chat {
+        hash: CHAT,
+        tokens: 0,
+        eos_at: None,
+    };
     for message in elements(value) {
         if message[0] != b'{' {
             return Err(ApiError::body("messages: each must be an object"));
@@ -176,7 +210,11 @@ pub(crate) fn of_messages(
     if chat.tokens == 0 {
         return Err(ApiError::body("messages: must not be empty"));
     }
-    Ok(Prompt { hash: chat.hash, tokens: chat.tokens, eos_at: chat.eos_at })
+    Ok(Prompt {
+        hash: chat.hash,
+        tokens: chat.tokens,
+        eos_at: chat.eos_at,
+    })
 }
 
 fn of_content(
@@ -198,7 +236,11 @@ fn of_content(
                 of_part(part, chat, rendered.as_deref_mut())?;
             }
         }
-        _ => return Err(ApiError::body("messages: content must be a string or a list of parts")),
+        _ => {
+            return Err(ApiError::body(
+                "messages: content must be a string or a list of parts",
+            ));
+        }
     }
     Ok(())
 }
@@ -210,7 +252,12 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
     if part[0] != b'{' {
         return Err(ApiError::body("messages: a content part must be an object"));
     }
-    let field = |name: &[u8]| members(part).filter(|(k, _)| *k == name).map(|(_, v)| v).last();
+    let field = |name: &[u8]| {
+        members(part)
+            .filter(|(k, _)| *k == name)
+            .map(|(_, v)| v)
+            .last()
+    };
     let kind = field(b"type").filter(|v| is_string(v)).map(string);
     let Some(kind) = kind else {
         return Err(ApiError::body("messages: a content part needs a type"));
@@ -233,7 +280,10 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
 fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
     let url = match media[0] {
         b'"' => Some(media),
-        b'{' => members(media).filter(|(k, _)| *k == b"url").map(|(_, v)| v).last(),
+        b'{' => members(media)
+            .filter(|(k, _)| *k == b"url")
+            .map(|(_, v)| v)
+            .last(),
         _ => None,
     };
     let Some(url) = url.filter(|v| is_string(v)).map(string) else {
@@ -241,7 +291,10 @@ fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
     };
     let known: [&[u8]; 3] = [b"http://", b"https://", b"data:"];
     if !known.iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(ApiError::value(None, "The URL must be either a HTTP, data or file URL."));
+        return Err(ApiError::value(
+            None,
+            "The URL must be either a HTTP, data or file URL.",
+        ));
     }
     chat.hash = hash(chat.hash, &url);
     chat.tokens += IMAGE_TOKENS;

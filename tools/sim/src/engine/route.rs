@@ -42,7 +42,12 @@ impl Request<'_> {
 }
 
 pub(crate) fn json(status: u16, body: impl Into<Vec<u8>>) -> Fixed {
-    Fixed { status, content_type: JSON, extra: String::new(), body: body.into() }
+    Fixed {
+        status,
+        content_type: JSON,
+        extra: String::new(),
+        body: body.into(),
+    }
 }
 
 pub(crate) fn error(error: &ApiError) -> Fixed {
@@ -91,16 +96,29 @@ pub(crate) fn turn(engine: &Engine, request: &Request, out: &mut Vec<u8>) -> Tur
 
 fn push_fixed(out: &mut Vec<u8>, request: &Request, fixed: &Fixed) {
     let nothing = matches!(fixed.status, 204 | 304);
-    let size = if nothing { Size::Nothing } else { Size::Length(fixed.body.len()) };
+    let size = if nothing {
+        Size::Nothing
+    } else {
+        Size::Length(fixed.body.len())
+    };
     let keep = request.head.keep_alive;
-    push_head(out, fixed.status, fixed.content_type, size, keep, &fixed.extra);
+    push_head(
+        out,
+        fixed.status,
+        fixed.content_type,
+        size,
+        keep,
+        &fixed.extra,
+    );
     if request.head.method != Method::Head && !nothing {
         out.extend_from_slice(&fixed.body);
     }
 }
 
 fn allowed(engine: &Engine, request: &Request, path: &[u8]) -> bool {
-    let Some(key) = &engine.options().require_key else { return true };
+    let Some(key) = &engine.options().require_key else {
+        return true;
+    };
     if !path.starts_with(b"/v1") {
         return true;
     }
@@ -147,7 +165,14 @@ fn generate(engine: &Engine, request: &Request, mut job: Job, out: &mut Vec<u8>)
         let body = &mut scratch.body;
         body.clear();
         push_answer(body, engine, &job);
-        push_head(out, 200, JSON, Size::Length(body.len()), request.head.keep_alive, "");
+        push_head(
+            out,
+            200,
+            JSON,
+            Size::Length(body.len()),
+            request.head.keep_alive,
+            "",
+        );
         out.extend_from_slice(body);
     }
     Turn::Ready(200)

@@ -12,6 +12,7 @@ use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
 use crate::fault::{Fault, Shape};
 use crate::http::respond::{End, JSON, Responder, SSE};
 use crate::link::Link;
+use crate::transcript::Entry;
 use crate::world::Counters;
 
 /// An answer that is known already.
@@ -41,10 +42,12 @@ pub(crate) async fn run(
     engine: &Rc<Engine>,
     link: &mut Link,
     slow: Slow,
+    entry: Option<Entry<'_>>,
 ) -> Result<(u16, bool), End> {
     let mut to = Responder::new(link, slow.shape, slow.fault);
     to.head_only = slow.head_only;
     to.keep = slow.keep;
+    to.entry = entry;
     match slow.fault {
         Some(fault @ Fault::Refuse) => return Err(End::Reset(fault.name())),
         Some(fault @ Fault::AcceptThenClose) => return Err(End::Fin(fault.name())),
@@ -56,7 +59,8 @@ pub(crate) async fn run(
     }
     match slow.what {
         What::Fixed(fixed) => {
-            to.answer(fixed.status, fixed.content_type, &fixed.extra, &fixed.body).await?;
+            to.answer(fixed.status, fixed.content_type, &fixed.extra, &fixed.body)
+                .await?;
             Ok((fixed.status, to.keep))
         }
         What::Generate(job) => generate(engine, &mut to, job).await.map(|s| (s, to.keep)),
@@ -128,9 +132,19 @@ async fn load(
         let options = engine.options();
         let ledger = &engine.world.ledger;
         let met = ledger.met(engine.index, engine.incarnation.get(), grant.engine);
-        let first = if met { std::time::Duration::ZERO } else { options.first_contact_delay };
+        let first = if met {
+            std::time::Duration::ZERO
+        } else {
+            options.first_contact_delay
+        };
         let delay = options.fetch_delay + first;
-        if !delay.is_zero() && to.link.unless_gone(monoio::time::sleep(delay)).await.is_err() {
+        if !delay.is_zero()
+            && to
+                .link
+                .unless_gone(monoio::time::sleep(delay))
+                .await
+                .is_err()
+        {
             abandon(engine, grant);
             return Err(End::ClientLeft);
         }
@@ -187,7 +201,9 @@ async fn sit(
     if job.longest() <= free_tokens(job) {
         return Ok(None);
     }
-    let Some(mut seat) = engine.decode.enter(job.ask.choices()) else { return Ok(None) };
+    let Some(mut seat) = engine.decode.enter(job.ask.choices()) else {
+        return Ok(None);
+    };
     let phase = (job.voice(0).0 >> 40) as f64 / f64::from(1 << 24);
     to.link.unless_gone(seat.sit(phase)).await?;
     Ok(Some(seat))
@@ -198,11 +214,7 @@ fn free_tokens(job: &Job) -> u32 {
     u32::from(job.external == 0)
 }
 
-async fn decode(
-    engine: &Rc<Engine>,
-    to: &mut Responder<'_>,
-    job: &mut Job,
-) -> Result<(), End> {
+async fn decode(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> Result<(), End> {
     if let Some(seat) = sit(engine, to, job).await? {
         for _ in free_tokens(job)..job.longest() {
             to.link.unless_gone(seat.tick()).await?;
@@ -214,11 +226,7 @@ async fn decode(
     to.answer(200, JSON, "", &body).await
 }
 
-async fn stream(
-    engine: &Rc<Engine>,
-    to: &mut Responder<'_>,
-    job: &mut Job,
-) -> Result<(), End> {
+async fn stream(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> Result<(), End> {
     let seat = sit(engine, to, job).await?;
     let mut event = Vec::with_capacity(512);
     let longest = job.longest();

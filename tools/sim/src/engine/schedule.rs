@@ -63,7 +63,10 @@ impl Prefill {
         if !self.busy.replace(true) {
             monoio::spawn(self.clone().work());
         }
-        Some(Place { piece, prefill: self.clone() })
+        Some(Place {
+            piece,
+            prefill: self.clone(),
+        })
     }
 
     /// One batch after the other until the queue is empty.
@@ -238,7 +241,8 @@ impl Seat {
         decode.call_next();
         self.seen.set(decode.ticks.get());
         if decode.stagger {
-            self.due.set(Some(Instant::now() + decode.period().mul_f64(phase)));
+            self.due
+                .set(Some(Instant::now() + decode.period().mul_f64(phase)));
         } else if !decode.ticking.replace(true) {
             monoio::spawn(decode.clone().work());
         }
@@ -274,7 +278,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         match self.ticket {
             Some(ticket) => self.decode.line.borrow_mut().retain(|(t, _)| *t != ticket),
-            None => self.decode.running.set(self.decode.running.get() - self.sequences),
+            None => self
+                .decode
+                .running
+                .set(self.decode.running.get() - self.sequences),
         }
         self.decode.call_next();
     }

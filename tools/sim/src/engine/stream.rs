@@ -1,9 +1,7 @@
 //! Streamed answers: the events of vLLM's SSE streams.
 
 use super::Engine;
-use super::answer::{
-    push_ids, push_logprobs, push_opening, push_text, push_usage, put,
-};
+use super::answer::{push_ids, push_logprobs, push_opening, push_text, push_usage, put};
 use super::job::Job;
 use crate::text::push_number;
 
@@ -12,7 +10,11 @@ pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 fn opening(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     put(out, b"data: ");
     let chat = job.ask.chat;
-    let object: &[u8] = if chat { b"chat.completion.chunk" } else { b"text_completion" };
+    let object: &[u8] = if chat {
+        b"chat.completion.chunk"
+    } else {
+        b"text_completion"
+    };
     push_opening(out, engine, job, object);
 }
 
@@ -45,9 +47,23 @@ pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: 
     opening(out, engine, job);
     put(out, b"{\"index\":");
     push_number(out, choice.into());
-    put(out, if job.ask.chat { b",\"delta\":{\"content\":\"" } else { b",\"text\":\"" });
+    put(
+        out,
+        if job.ask.chat {
+            b",\"delta\":{\"content\":\""
+        } else {
+            b",\"text\":\""
+        },
+    );
     push_text(out, job, choice, index, index + 1);
-    put(out, if job.ask.chat { b"\"},\"logprobs\":" } else { b"\",\"logprobs\":" });
+    put(
+        out,
+        if job.ask.chat {
+            b"\"},\"logprobs\":"
+        } else {
+            b"\",\"logprobs\":"
+        },
+    );
     push_logprobs(out, job, choice, index, index + 1);
     put(out, b",\"finish_reason\":");
     put(
@@ -79,7 +95,9 @@ pub(crate) fn push_final_usage(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     }
     opening(out, engine, job);
     put(out, b"],\"usage\":");
-    let tokens = (0..job.ask.choices()).map(|c| u64::from(job.length(c).0)).sum();
+    let tokens = (0..job.ask.choices())
+        .map(|c| u64::from(job.length(c).0))
+        .sum();
     push_usage(out, job.ask.prompt_tokens(), tokens);
     put(out, b"}\n\n");
 }

@@ -21,7 +21,10 @@ pub(crate) struct Chunked {
 
 impl Chunked {
     pub fn new(body: Vec<u8>) -> Chunked {
-        Chunked { next: Next::Size, body }
+        Chunked {
+            next: Next::Size,
+            body,
+        }
     }
 
     pub fn done(&self) -> bool {
@@ -36,12 +39,20 @@ impl Chunked {
             if let Next::Data(left) = self.next {
                 let n = left.min(rest.len());
                 self.body.extend_from_slice(&rest[..n]);
-                self.next = if n == left { Next::DataEnd } else { Next::Data(left - n) };
+                self.next = if n == left {
+                    Next::DataEnd
+                } else {
+                    Next::Data(left - n)
+                };
                 at += n;
                 continue;
             }
             let Some(end) = memchr::memchr(b'\n', rest) else {
-                return if rest.len() > LINE_MAX { Err("a chunk line too long") } else { Ok(at) };
+                return if rest.len() > LINE_MAX {
+                    Err("a chunk line too long")
+                } else {
+                    Ok(at)
+                };
             };
             let line = &rest[..end];
             let Some(line) = line.strip_suffix(b"\r") else {
@@ -72,7 +83,10 @@ impl Chunked {
 }
 
 fn size(line: &[u8]) -> Result<usize, &'static str> {
-    let digits = line.iter().position(|b| !b.is_ascii_hexdigit()).unwrap_or(line.len());
+    let digits = line
+        .iter()
+        .position(|b| !b.is_ascii_hexdigit())
+        .unwrap_or(line.len());
     if digits == 0 || digits > 8 {
         return Err("a bad chunk size");
     }
@@ -96,14 +110,27 @@ mod tests {
             let mut used = chunked.take(&wire[..cut]).unwrap();
             used += chunked.take(&wire[used..]).unwrap();
             assert!(chunked.done());
-            assert_eq!((chunked.body.as_slice(), &wire[used..]), (&b"abc0123456789"[..], &b"NEXT"[..]));
+            assert_eq!(
+                (chunked.body.as_slice(), &wire[used..]),
+                (&b"abc0123456789"[..], &b"NEXT"[..])
+            );
         }
     }
 
     #[test]
     fn loose_framing_is_refused() {
-        for wire in ["3\nabc\r\n", "-3\r\n", "3 x\r\n", "\r\n", "3\r\nabcd\r\n", "0x3\r\n"] {
-            assert!(Chunked::new(Vec::new()).take(wire.as_bytes()).is_err(), "{wire:?}");
+        for wire in [
+            "3\nabc\r\n",
+            "-3\r\n",
+            "3 x\r\n",
+            "\r\n",
+            "3\r\nabcd\r\n",
+            "0x3\r\n",
+        ] {
+            assert!(
+                Chunked::new(Vec::new()).take(wire.as_bytes()).is_err(),
+                "{wire:?}"
+            );
         }
     }
 }

@@ -3,7 +3,11 @@
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |c, _| {
-            if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 }
+            if c & 1 == 1 {
+                c >> 1 ^ 0xedb8_8320
+            } else {
+                c >> 1
+            }
         })
     })
 }

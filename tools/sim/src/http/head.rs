@@ -80,9 +80,17 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
     let length = match request.parse_with_uninit_headers(input, &mut slots) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if input.len() <= HEAD_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err(Refused { status: 431, what: "head too long" }),
+        Ok(httparse::Status::Partial) => {
+            return Err(Refused {
+                status: 431,
+                what: "head too long",
+            });
+        }
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refused { status: 431, what: "too many headers" });
+            return Err(Refused {
+                status: 431,
+                what: "too many headers",
+            });
         }
         Err(httparse::Error::HeaderName) => return Err(bad("a bad header name")),
         Err(httparse::Error::HeaderValue) => return Err(bad("a bad header value")),

@@ -5,6 +5,7 @@ use crate::clock::{push_date, unix_seconds};
 use crate::fault::{Fault, Shape};
 use crate::link::{Gone, Link};
 use crate::text::{push_hex, push_number};
+use crate::transcript::{Entry, Outcome};
 
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const SSE: &str = "text/event-stream; charset=utf-8";
@@ -100,7 +101,9 @@ pub(crate) fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
 }
 
 fn chunk(out: &mut Vec<u8>, data: &[u8], extension: &str) {
-    let digits = (64 - (data.len() as u64).leading_zeros()).div_ceil(4).max(1);
+    let digits = (64 - (data.len() as u64).leading_zeros())
+        .div_ceil(4)
+        .max(1);
     push_hex(out, data.len() as u64, digits as usize);
     out.extend_from_slice(extension.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -116,6 +119,9 @@ pub(crate) struct Responder<'a> {
     pub head_only: bool,
     /// May the connection serve another request afterwards?
     pub keep: bool,
+    /// Closed just before the last bytes go out, so that whoever has read them finds it closed.
+    pub entry: Option<Entry<'a>>,
+    status: u16,
     out: Vec<u8>,
     size: Size,
     chunks: u32,
@@ -131,11 +137,20 @@ impl<'a> Responder<'a> {
             fault,
             head_only: false,
             keep: true,
+            entry: None,
+            status: 0,
             out: Vec::with_capacity(4096),
             size: Size::Chunked,
             chunks: 0,
             whole: None,
         }
+    }
+
+    async fn last(&mut self) -> Result<(), End> {
+        if let Some(entry) = self.entry {
+            entry.close(Outcome::Answered(self.status));
+        }
+        self.flush().await
     }
 
     pub async fn flush(&mut self) -> Result<(), End> {
@@ -152,16 +167,19 @@ impl<'a> Responder<'a> {
 
     /// The head, with what comes before it and what goes wrong in it.
     async fn head(&mut self, status: u16, kind: &str, extra: &str) -> Result<(), End> {
+        self.status = status;
         match self.fault {
             Some(Fault::SlowHead(delay)) => {
                 self.link.unless_gone(monoio::time::sleep(delay)).await?;
             }
             Some(Fault::BadHead) => {
-                self.out.extend_from_slice(b"HTTP/1.1 2x0 WAT\r\nno colon here\r\n\r\n");
+                self.out
+                    .extend_from_slice(b"HTTP/1.1 2x0 WAT\r\nno colon here\r\n\r\n");
                 return self.end_with_fin("bad-head").await;
             }
             Some(Fault::HalfHead) => {
-                self.out.extend_from_slice(b"HTTP/1.1 200 OK\r\nserver: uvi");
+                self.out
+                    .extend_from_slice(b"HTTP/1.1 200 OK\r\nserver: uvi");
                 return self.end_with_fin("half-head").await;
             }
             _ => {}
@@ -213,7 +231,8 @@ impl<'a> Responder<'a> {
         match (self.size, self.shape) {
             (Size::Chunked, Shape::ChunkExt) => chunk(&mut self.out, data, ";sim=\"a;b\""),
             (Size::Chunked, Shape::SplitChunks) => {
-                data.chunks(7).for_each(|part| chunk(&mut self.out, part, ""));
+                data.chunks(7)
+                    .for_each(|part| chunk(&mut self.out, part, ""));
             }
             (Size::Chunked, _) => chunk(&mut self.out, data, ""),
             _ => self.out.extend_from_slice(data),
@@ -243,12 +262,17 @@ impl<'a> Responder<'a> {
             Fault::HalfBody if self.chunks > 1 => {
                 let mut whole = Vec::new();
                 chunk(&mut whole, data, "");
-                let part = if framed { &whole[..whole.len() / 2] } else { &data[..data.len() / 2] };
+                let part = if framed {
+                    &whole[..whole.len() / 2]
+                } else {
+                    &data[..data.len() / 2]
+                };
                 self.out.extend_from_slice(part);
                 self.end_with_fin(fault.name()).await
             }
             Fault::Garbage if self.chunks > 1 => {
-                self.out.extend_from_slice(b"zz\x00\xff not a chunk\r\n\x80\x81data: {{{\r\n");
+                self.out
+                    .extend_from_slice(b"zz\x00\xff not a chunk\r\n\x80\x81data: {{{\r\n");
                 self.end_with_fin(fault.name()).await
             }
             _ => Ok(()),
@@ -266,11 +290,14 @@ impl<'a> Responder<'a> {
     async fn end(&mut self) -> Result<(), End> {
         if self.size == Size::Chunked {
             let trailers = self.shape == Shape::Trailers;
-            let end: &[u8] =
-                if trailers { b"0\r\nx-sim-trailer: 1\r\n\r\n" } else { b"0\r\n\r\n" };
+            let end: &[u8] = if trailers {
+                b"0\r\nx-sim-trailer: 1\r\n\r\n"
+            } else {
+                b"0\r\n\r\n"
+            };
             self.out.extend_from_slice(end);
         }
-        self.flush().await
+        self.last().await
     }
 
     /// A whole answer.
@@ -285,8 +312,12 @@ impl<'a> Responder<'a> {
             self.size = Size::Nothing;
             return self.head(status, kind, extra).await;
         }
-        let chunked =
-            [Shape::ChunkExt, Shape::Trailers, Shape::SplitChunks, Shape::Chunked];
+        let chunked = [
+            Shape::ChunkExt,
+            Shape::Trailers,
+            Shape::SplitChunks,
+            Shape::Chunked,
+        ];
         if chunked.contains(&self.shape) && !self.head_only {
             self.size = Size::Chunked;
             self.head(status, kind, extra).await?;
@@ -321,7 +352,11 @@ impl<'a> Responder<'a> {
             Shape::CloseDelimited => Size::Close,
             _ => Size::Length(body.len()),
         };
-        let gzip = if self.shape == Shape::Gzip { "content-encoding: gzip\r\n" } else { "" };
+        let gzip = if self.shape == Shape::Gzip {
+            "content-encoding: gzip\r\n"
+        } else {
+            ""
+        };
         self.head(status, kind, &[extra, gzip].concat()).await?;
         if self.head_only {
             return Ok(());
@@ -344,6 +379,6 @@ impl<'a> Responder<'a> {
             }
             _ => self.out.extend_from_slice(body),
         }
-        self.flush().await
+        self.last().await
     }
 }

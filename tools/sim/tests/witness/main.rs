@@ -1,0 +1,8 @@
+//! The simulator seen from outside, over real sockets. Tests are named by the failure they forbid.
+
+mod client;
+mod faults;
+mod handover;
+mod http;
+mod stream;
+mod validation;
