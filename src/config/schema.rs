@@ -16,7 +16,7 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub struct Draft {
     pub config: Config,
-    /// In written order, each with the key of its place in the [`Report`].
+    /// In written order, each with the key of its place in the `Report`.
     pub instances: Vec<(InstanceConfig, String)>,
     /// `handshake:`, or what `disaggregated_mode:` means.
     pub handshake: Option<String>,

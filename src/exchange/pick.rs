@@ -83,10 +83,10 @@ impl Exchange {
             if tried.contains(&instance.index) {
                 continue;
             }
-            if let Some(now) = standing_at {
-                if instance.health() == Health::Unhealthy || instance.ejection.ejected(now) {
-                    continue;
-                }
+            let out =
+                |now| instance.health() == Health::Unhealthy || instance.ejection.ejected(now);
+            if standing_at.is_some_and(out) {
+                continue;
             }
             let load = self.tools.view.read(instance, now_us);
             candidates.push(Candidate {

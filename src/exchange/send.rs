@@ -179,10 +179,14 @@ impl Exchange {
         let tools = &self.tools;
         let instance = picked.instance();
         let now = tools.sweep.clock.coarse_ms();
-        while !fresh {
-            let Some(lease) = tools.pool.take(instance.index, now) else {
-                break;
-            };
+        let pooled = || {
+            if fresh {
+                None
+            } else {
+                tools.pool.take(instance.index, now)
+            }
+        };
+        while let Some(lease) = pooled() {
             // Params cannot be sent twice, so their leg looks before it writes.
             if leg.grant.is_none() || lease.stream.looks_fresh() {
                 instance

@@ -29,9 +29,9 @@ impl Buffers {
     /// An empty buffer with a capacity of at least `size`.
     pub fn lend(&self, size: usize) -> Vec<u8> {
         let (shelf, exact) = match size {
-            0..=CHUNK => (&self.chunk, CHUNK),
-            0..=SMALL => (&self.small, SMALL),
-            0..=LARGE => (&self.large, LARGE),
+            n if n <= CHUNK => (&self.chunk, CHUNK),
+            n if n <= SMALL => (&self.small, SMALL),
+            n if n <= LARGE => (&self.large, LARGE),
             _ => return Vec::with_capacity(size),
         };
         shelf

@@ -101,14 +101,12 @@ impl Stream {
         Ok(stream)
     }
 
+    #[allow(clippy::mut_from_ref)]
     fn inner(&self) -> &mut Inner {
         // SAFETY: single-threaded (the type is !Sync), and no caller keeps the reference over an await
         // other than inside monoio's own read, write and readiness futures, which use nothing of it but a
         // counted clone of the descriptor. The same reasoning as monoio's own `into_split`.
-        #[allow(clippy::mut_from_ref)]
-        unsafe {
-            &mut *self.inner.get()
-        }
+        unsafe { &mut *self.inner.get() }
     }
 
     pub fn fd(&self) -> RawFd {

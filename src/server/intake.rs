@@ -1,4 +1,4 @@
-//! Intake: from a connection's bytes to one [`Request`], within limits, strictly.
+//! Intake: from a connection's bytes to one [`Request`](crate::exchange::Request), within limits, strictly.
 
 use std::rc::Rc;
 use std::time::Instant;

@@ -281,10 +281,10 @@ impl Shard {
     }
 
     fn rendered(&self, ticket: u64, body: Vec<u8>) {
-        if let Some(render) = self.renders.borrow_mut().get_mut(&ticket) {
-            if let Render::Waiting(Some(waker)) = std::mem::replace(render, Render::Here(body)) {
-                waker.wake();
-            }
+        if let Some(render) = self.renders.borrow_mut().get_mut(&ticket)
+            && let Render::Waiting(Some(waker)) = std::mem::replace(render, Render::Here(body))
+        {
+            waker.wake();
         }
     }
 
