@@ -40,7 +40,7 @@ pub async fn watch(instance: Arc<Instance>, path: String, interval: Duration, li
 fn good(instance: &Instance) {
     let was = instance.health();
     instance.set_health(Health::Healthy);
-    let back = instance.ejection.succeeded();
+    let back = instance.breaker.probed();
     if was == Health::Unhealthy || back {
         let (role, name) = (instance.role.name(), &instance.name);
         log::info(|| format!("{role} {name} passes its health check again"));

@@ -9,18 +9,18 @@
 //! shard learns by itself (an instance refuses connections) goes into atomics of the [`Instance`], which
 //! all shards see at once.
 
-pub mod ejection;
+pub mod breaker;
 pub mod health;
 pub mod load;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::config::{Address, CircuitBreaker, Config, Role};
+use crate::config::{Address, Config, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
 use crate::shared::Published;
-use ejection::Ejection;
+use breaker::{Breaker, State};
 use load::{Estimate, Load};
 
 /// One engine. Lives as long as any request that uses it, whatever the snapshots say by then.
@@ -33,7 +33,7 @@ pub struct Instance {
     pub name: Arc<str>,
     pub weight: f64,
     pub load: Load,
-    pub ejection: Ejection,
+    pub breaker: Breaker,
     health: AtomicU8,
     /// Where to connect; several when DNS gives several. Empty until resolved.
     pub targets: Published<Vec<Target>>,
@@ -69,7 +69,15 @@ impl Instance {
     }
 
     pub fn set_health(&self, health: Health) {
-        self.health.store(health as u8, Ordering::Relaxed);
+        let before = self.health.swap(health as u8, Ordering::Relaxed);
+        if health == Health::Unhealthy && before != Health::Unhealthy as u8 {
+            self.breaker.fell();
+        }
+    }
+
+    /// Changes whenever the instance may have been restarted.
+    pub fn starts(&self) -> u64 {
+        self.breaker.falls()
     }
 }
 
@@ -92,7 +100,7 @@ impl Cluster {
                 address: one.address.clone(),
                 weight: one.weight,
                 load: Load::default(),
-                ejection: Ejection::new(&config.circuit_breaker),
+                breaker: Breaker::new(&config.circuit_breaker),
                 health: AtomicU8::new(0),
                 targets: Published::new(literal_targets(&one.address)),
                 metrics: metrics.instance(one.role.name(), &name),
@@ -126,7 +134,7 @@ impl Cluster {
     pub fn available(&self, role: Role, now_ms: u64) -> bool {
         self.role(role)
             .iter()
-            .any(|i| i.health() != Health::Unhealthy && !i.ejection.ejected(now_ms))
+            .any(|i| i.health() != Health::Unhealthy && i.breaker.state(now_ms) != State::Open)
     }
 }
 
@@ -151,15 +159,5 @@ pub fn resolve(address: &Address) -> Vec<Target> {
             .to_socket_addrs()
             .map(|found| found.map(Target::Tcp).collect())
             .unwrap_or_default(),
-    }
-}
-
-impl Ejection {
-    fn new(config: &CircuitBreaker) -> Ejection {
-        Ejection::with(
-            config.enabled,
-            config.ejection_initial.as_millis() as u64,
-            config.ejection_max.as_millis() as u64,
-        )
     }
 }

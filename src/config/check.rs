@@ -390,6 +390,7 @@ fn limits(limits: &Limits) -> Shown {
         json_depth_max,
         in_flight_max,
         connections_max,
+        releases_max,
         idle_per_instance_max,
     } = limits;
     vec![
@@ -400,6 +401,7 @@ fn limits(limits: &Limits) -> Shown {
         ("json_depth_max", json_depth_max.to_string()),
         ("in_flight_max", in_flight_max.to_string()),
         ("connections_max", connections_max.to_string()),
+        ("releases_max", releases_max.to_string()),
         ("idle_per_instance_max", idle_per_instance_max.to_string()),
     ]
 }
@@ -416,6 +418,7 @@ fn timeouts(timeouts: &Timeouts) -> Shown {
         client_write,
         request,
         pool_idle,
+        release,
         drain,
     } = timeouts;
     vec![
@@ -429,6 +432,7 @@ fn timeouts(timeouts: &Timeouts) -> Shown {
         ("client_write", show_duration(*client_write)),
         ("request", show_duration(*request)),
         ("pool_idle", show_duration(*pool_idle)),
+        ("release", show_duration(*release)),
         ("drain", show_duration(*drain)),
     ]
 }

@@ -43,6 +43,7 @@ pub struct Config {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    pub prefill_failure: PrefillFailure,
     pub health_check: HealthCheck,
     pub circuit_breaker: CircuitBreaker,
     pub cores: Cores,
@@ -113,6 +114,8 @@ pub struct Limits {
     pub in_flight_max: usize,
     /// Client connections in the process. Above: accepted and closed after a 503. Default 65536.
     pub connections_max: usize,
+    /// KV releases under way or waiting, per shard. Above: the grant is left to expire. Default 1024.
+    pub releases_max: usize,
     /// Idle upstream connections kept per instance and shard. Default 1024.
     pub idle_per_instance_max: usize,
 }
@@ -140,6 +143,8 @@ pub struct Timeouts {
     pub request: Duration,
     /// How long an idle upstream connection is kept. Default 3 s (engines close theirs at 5 s).
     pub pool_idle: Duration,
+    /// Making P free KV that nobody will fetch, after a client left. Default 10 s.
+    pub release: Duration,
     /// SIGTERM: how long running streams may take to finish. Default 30 s.
     pub drain: Duration,
 }
@@ -172,6 +177,16 @@ pub struct HealthCheck {
     pub timeout: Duration,
     /// Path asked. Default `/health`.
     pub path: String,
+}
+
+/// What to do when every prefill instance has failed a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PrefillFailure {
+    /// The client gets the error. Default.
+    #[default]
+    Error,
+    /// The decode instance gets the request alone, and computes the prompt itself.
+    DecodeOnly,
 }
 
 /// Ejection of an instance that cannot be reached (and, later, of one that misbehaves).
@@ -233,6 +248,7 @@ impl Default for Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
+            prefill_failure: PrefillFailure::default(),
             health_check: HealthCheck::default(),
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
@@ -263,6 +279,7 @@ impl Default for Limits {
             json_depth_max: 128,
             in_flight_max: 65_536,
             connections_max: 65_536,
+            releases_max: 1024,
             idle_per_instance_max: 1024,
         }
     }
@@ -282,6 +299,7 @@ impl Default for Timeouts {
             client_write: s(60),
             request: s(3600),
             pool_idle: s(3),
+            release: s(10),
             drain: s(30),
         }
     }

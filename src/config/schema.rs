@@ -7,7 +7,7 @@ use super::reader::{At, Report, Row, Section, put, suggest};
 use super::topology::{self, Topology};
 use super::yaml::Value;
 use super::{
-    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, Retry, Role, Scheduling,
+    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, PrefillFailure, Retry, Role, Scheduling,
     Secret, Timeouts,
 };
 use std::time::Duration;
@@ -51,6 +51,7 @@ pub static TOP: Section<Draft> = Section {
         "limits" => |d, at| _ = at.section(&mut d.config.limits, &LIMITS),
         "timeouts" => |d, at| _ = at.section(&mut d.config.timeouts, &TIMEOUTS),
         "retry" => |d, at| _ = at.section(&mut d.config.retry, &RETRY),
+        "prefill_failure" => |d, at| put(&mut d.config.prefill_failure, read_prefill_failure(at)),
         "health_check" => |d, at| _ = at.section(&mut d.config.health_check, &HEALTH_CHECK),
         "circuit_breaker" => |d, at| _ = at.section(&mut d.config.circuit_breaker, &CIRCUIT_BREAKER),
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
@@ -94,6 +95,7 @@ pub static LIMITS: Section<Limits> = Section {
         "json_depth_max" => |l, at| put(&mut l.json_depth_max, at.integer(1..=1000)),
         "in_flight_max" => |l, at| put(&mut l.in_flight_max, at.integer(1..=16_777_216)),
         "connections_max" => |l, at| put(&mut l.connections_max, at.integer(1..=16_777_216)),
+        "releases_max" => |l, at| put(&mut l.releases_max, at.integer(0..=1 << 20)),
         "idle_per_instance_max" => |l, at| put(&mut l.idle_per_instance_max, at.integer(0..=65_536)),
     },
 };
@@ -111,6 +113,7 @@ pub static TIMEOUTS: Section<Timeouts> = Section {
         "client_write" => |t, at| put(&mut t.client_write, at.duration()),
         "request" => |t, at| put(&mut t.request, at.duration()),
         "pool_idle" => |t, at| put(&mut t.pool_idle, at.duration()),
+        "release" => |t, at| put(&mut t.release, at.duration()),
         "drain" => |t, at| put(&mut t.drain, at.duration()),
     },
 };
@@ -550,6 +553,21 @@ fn read_log_level(at: &mut At) -> Option<LogLevel> {
             None
         }
     }
+}
+
+const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
+    ("error", PrefillFailure::Error),
+    ("decode_only", PrefillFailure::DecodeOnly),
+];
+
+fn read_prefill_failure(at: &mut At) -> Option<PrefillFailure> {
+    let text = at.text()?;
+    let known = PREFILL_FAILURES.iter().find(|(name, _)| *name == text.trim());
+    if known.is_none() {
+        let message = format!("prefill_failure must be error or decode_only, got '{text}'");
+        at.fail(message, suggest(text, &PREFILL_FAILURES.map(|(name, _)| name)));
+    }
+    known.map(|(_, value)| *value)
 }
 
 /// `[0, 2]`, `0`, or `"0,2-5"`. Whether they are distinct is for `check.rs`.

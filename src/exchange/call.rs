@@ -1,9 +1,12 @@
 //! `call`: a leg whose whole answer is wanted (prefill, encode).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::cluster::Instance;
 use crate::error::{Error, Kind, Stage};
+use crate::metrics::Failure;
 use crate::net::sweep::Wait;
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, ResponseHead};
@@ -16,6 +19,8 @@ use super::{Exchange, Picked, Stop};
 /// A whole answer of one stage.
 pub struct Answer {
     pub head: ResponseHead,
+    /// Who answered.
+    pub instance: Arc<Instance>,
     bytes: Vec<u8>,
     head_len: usize,
     body: Vec<u8>,
@@ -62,8 +67,18 @@ impl Exchange {
         if leg.edits.is_empty() && !leg.verbatim {
             leg.edits.push(Edit::Remove(openai::KV_PARAMS));
         }
-        let opened = self.send(picked, &leg).await?;
+        let mut opened = self.send(picked, &leg).await?;
         self.trace.decode_head.set(Some(began.elapsed()));
+        if let Some(grant) = &leg.grant {
+            let first = !self.tools.met.warm(&grant.prefill, opened.picked.instance());
+            opened.handover = Some((grant.prefill.clone(), first));
+        }
+        let retryable = &self.tools.config.retry.retryable_status_codes;
+        if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
+            // Read in full, so that another instance can be tried, or else this be the answer.
+            let answer = self.read_answer(opened, &leg).await?;
+            return Err(Stop::Answer(Box::new(answer)));
+        }
         Ok(opened)
     }
 
@@ -98,12 +113,21 @@ impl Exchange {
             head_len,
             framing,
             stage,
+            handover: _,
         } = opened;
         let fail = |kind, cause: &'static str| {
-            Stop::Error(Error::new(kind, stage, cause).at(&picked.instance().name))
+            let error = Error::new(kind, stage, cause).at(&picked.instance().name);
+            match kind {
+                Kind::AnswerTooLarge => Stop::Error(error),
+                _ => {
+                    self.charge_failure(&picked, Failure::BadResponse);
+                    Stop::Again(error)
+                }
+            }
         };
         let max = self.tools.config.limits.answer_bytes_max;
         let guard = self.slot.watch_upstream(lease.stream.fd());
+        self.slot.when_gone(self.on_gone(leg, &picked));
         self.slot
             .arm(Wait::Prefill, self.tools.config.timeouts.prefill);
         let mut body = Body::new(framing, bytes, head_len);
@@ -135,11 +159,12 @@ impl Exchange {
             self.still_wanted(leg.stage)?;
             return Err(fail(kind, what));
         }
-        if head.reusable(framing) && body.exact() {
+        if head.reusable(framing) && body.exact() && self.slot.fired().is_none() {
             lease.finish(self.tools.sweep.clock.coarse_ms());
         }
         let Body { bytes, decoded, .. } = body;
         Ok(Answer {
+            instance: picked.instance().clone(),
             head,
             bytes,
             head_len,

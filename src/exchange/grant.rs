@@ -2,32 +2,41 @@
 //!
 //! Its params may be given to at most one D that could have read them: a second use answers 200 with
 //! wrong text on a real engine. So a grant is *spent* at the first byte handed to a D's socket, and until
-//! then may go to another D.
+//! then may go to another D. Dropped unspent (the client left, a deadline, no D, a panic), it goes to the
+//! shard's release queue: without that P would hold the blocks for its whole lease.
 
 use std::cell::Cell;
-
-use crate::exchange::Answer;
-use crate::metrics::{Counter, Grant as Outcome, ShardMetrics};
 use std::rc::Rc;
+use std::sync::Arc;
+
+use super::release::Release;
+use super::{Answer, Exchange, Request, Tools};
+use crate::cluster::Instance;
+use crate::metrics::{Counter, Grant as Outcome};
 
 pub struct Grant {
     params: Vec<u8>,
     spent: Cell<bool>,
-    metrics: Rc<ShardMetrics>,
+    /// Who holds the blocks.
+    pub prefill: Arc<Instance>,
+    request: Rc<Request>,
+    tools: Rc<Tools>,
 }
 
 impl Grant {
     /// The grant in P's answer; `None` if it has none (absent or null: P stopped on its first token, or
     /// transfers nothing), and then D computes the prompt itself.
-    pub fn from_answer(answer: &Answer, key: &str, metrics: &Rc<ShardMetrics>) -> Option<Grant> {
+    pub fn from_answer(x: &Exchange, answer: &Answer, key: &str) -> Option<Grant> {
         match answer.field(key) {
             Some(params) if params != b"null" => Some(Grant {
                 params: params.to_vec(),
                 spent: Cell::new(false),
-                metrics: metrics.clone(),
+                prefill: answer.instance.clone(),
+                request: x.request.clone(),
+                tools: x.tools.clone(),
             }),
             _ => {
-                metrics.inc(Counter::kv_grants(Outcome::None));
+                x.tools.metrics.inc(Counter::kv_grants(Outcome::None));
                 None
             }
         }
@@ -41,7 +50,7 @@ impl Grant {
     /// A byte is about to be handed to a D.
     pub fn spend(&self) {
         if !self.spent.replace(true) {
-            self.metrics.inc(Counter::kv_grants(Outcome::Spent));
+            self.tools.metrics.inc(Counter::kv_grants(Outcome::Spent));
         }
     }
 
@@ -51,11 +60,13 @@ impl Grant {
 }
 
 impl Drop for Grant {
-    /// Unspent: P keeps the blocks until its lease ends.
     fn drop(&mut self) {
         if !self.spent.get() {
-            self.metrics
-                .inc(Counter::kv_grants(Outcome::ExpiredUnreleased));
+            self.tools.releases.push(Release {
+                params: std::mem::take(&mut self.params),
+                prefill: self.prefill.clone(),
+                request: self.request.clone(),
+            });
         }
     }
 }

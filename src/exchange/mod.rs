@@ -6,10 +6,12 @@
 //! * **To extend:** a new verb takes `&Exchange`, waits only on operations that the request's slot can
 //!   end, and returns `Err(Stop)` when the client is gone, so that scripts unwind by `?`.
 
+pub mod budget;
 pub mod call;
 pub mod grant;
 pub mod pick;
 pub mod relay;
+pub mod release;
 pub mod reply;
 pub mod request;
 pub mod send;
@@ -23,7 +25,7 @@ use crate::cluster::Cluster;
 use crate::cluster::load::LoadView;
 use crate::config::Config;
 use crate::error::{Error, Kind, Stage};
-use crate::metrics::{Counter, ShardMetrics};
+use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
 use crate::net::pool::Pool;
 use crate::net::runtime::Driver;
@@ -50,6 +52,9 @@ pub struct Tools {
     pub sweep: Rc<Sweep>,
     pub metrics: Rc<ShardMetrics>,
     pub rng: Rng,
+    pub releases: release::Releases,
+    pub met: release::Met,
+    pub budget: budget::Budget,
     /// Counts picks: where ties begin.
     pub rotation: Cell<u64>,
     /// Reused by every pick.
@@ -85,11 +90,15 @@ impl From<Error> for Stop {
 /// One request under way.
 pub struct Exchange {
     pub tools: Rc<Tools>,
-    pub request: Request,
+    pub request: Rc<Request>,
     pub slot: Rc<Slot>,
     /// One snapshot for the whole request.
     pub cluster: Rc<Arc<Cluster>>,
     pub trace: Trace,
+    /// Instances (by index) that failed this request: passed over while there are others.
+    pub avoid: RefCell<Vec<usize>>,
+    /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
+    pub without_prefill: Cell<bool>,
 }
 
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
@@ -161,6 +170,26 @@ impl Trace {
 }
 
 impl Exchange {
+    pub fn new(tools: &Rc<Tools>, request: Rc<Request>, slot: Rc<Slot>, trace: Trace) -> Exchange {
+        Exchange {
+            cluster: tools.cluster.get(),
+            tools: tools.clone(),
+            request,
+            slot,
+            trace,
+            avoid: RefCell::default(),
+            without_prefill: Cell::new(false),
+        }
+    }
+
+    /// Is D to be asked without a prefill? Counted when it is.
+    pub fn skip_prefill(&self) -> bool {
+        if self.without_prefill.get() {
+            self.tools.metrics.inc(Counter::prefill_skipped(Skip::NoPrefill));
+        }
+        self.without_prefill.get()
+    }
+
     /// What ended the operation that just failed, if it was us: the client's leaving, or a deadline.
     pub fn ended(&self, stage: Stage) -> Option<Error> {
         match self.slot.fired()? {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cluster::ejection::{Admission, now_ms};
+use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::load::InFlight;
 use crate::cluster::{Health, Instance};
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::log;
+use crate::metrics::{Failure, InstanceCounter};
 use crate::policy::{Ask, Candidate};
 
 use super::{Exchange, Stop};
@@ -43,8 +44,8 @@ impl Exchange {
             while !candidates.is_empty() {
                 let at = self.choose(role, &candidates);
                 let instance = &instances[candidates[at].position];
-                let trial = strict && instance.ejection.admission(now) == Admission::Trial;
-                if trial && !instance.ejection.claim_trial(now) {
+                let trial = strict && instance.breaker.state(now) == State::HalfOpen;
+                if trial && !instance.breaker.claim_trial(now) {
                     candidates.swap_remove(at);
                     continue;
                 }
@@ -83,8 +84,12 @@ impl Exchange {
             if tried.contains(&instance.index) {
                 continue;
             }
+            // Failed this same request before: only if there is nobody else.
+            if standing_at.is_some() && self.avoid.borrow().contains(&instance.index) {
+                continue;
+            }
             let out =
-                |now| instance.health() == Health::Unhealthy || instance.ejection.ejected(now);
+                |now| instance.health() == Health::Unhealthy || instance.breaker.state(now) == State::Open;
             if standing_at.is_some_and(out) {
                 continue;
             }
@@ -118,41 +123,48 @@ impl Exchange {
         policy.pick(candidates, &ask).min(candidates.len() - 1)
     }
 
-    /// The picked instance could not be reached: eject it, process-wide.
+    /// The picked instance could not be reached: it is left out of choice, process-wide.
     pub fn unreachable(&self, picked: &Picked, why: &std::io::Error) {
         let instance = picked.instance();
-        let jitter = self.tools.rng.unit();
-        let fresh = if picked.trial {
-            instance.ejection.trial_failed(now_ms(), jitter);
-            true
-        } else {
-            instance.ejection.failed(now_ms(), jitter)
-        };
         let metrics = &self.tools.metrics;
-        use crate::metrics::{Failure, InstanceCounter};
-        instance
-            .metrics
-            .inc(metrics, InstanceCounter::failures(Failure::Connect));
-        if fresh {
-            instance.metrics.inc(metrics, InstanceCounter::ejections());
-            log::limited_for("ejected", &instance.name, log::Level::Warning, || {
-                let (role, name) = (instance.role.name(), &instance.name);
-                format!("{role} {name} cannot be reached ({why}): left out of choice for a while")
-            });
+        instance.metrics.inc(metrics, InstanceCounter::failures(Failure::Connect));
+        let jitter = self.tools.rng.unit();
+        if instance.breaker.unreachable(now_ms(), jitter, picked.trial) {
+            self.left_out(instance, format!("cannot be reached ({why})"));
         }
     }
 
-    /// It answered: whatever was held against its reachability is over.
+    /// The picked instance failed this request: it is passed over in further tries, and left out of
+    /// choice if that happens too often.
+    pub fn charge_failure(&self, picked: &Picked, failure: Failure) {
+        let instance = picked.instance();
+        self.avoid.borrow_mut().push(instance.index);
+        instance.metrics.inc(&self.tools.metrics, InstanceCounter::failures(failure));
+        let jitter = self.tools.rng.unit();
+        if instance.breaker.failed(now_ms(), jitter, picked.trial) {
+            self.left_out(instance, format!("keeps failing (last: {})", failure.name()));
+        }
+    }
+
+    fn left_out(&self, instance: &Instance, why: String) {
+        instance.metrics.inc(&self.tools.metrics, InstanceCounter::ejections());
+        log::limited_for("breaker", &instance.name, log::Level::Warning, || {
+            let (role, name) = (instance.role.name(), &instance.name);
+            format!("{role} {name} {why}: left out of choice for a while")
+        });
+    }
+
+    /// It answered.
     pub fn reached(&self, picked: &Picked) {
-        if picked.instance().ejection.succeeded() {
-            let instance = picked.instance();
+        let instance = picked.instance();
+        if instance.breaker.succeeded(now_ms(), picked.trial) {
             log::info(|| format!("{} {} is back", instance.role.name(), instance.name));
         }
     }
 }
 
 fn no_instance(role: Role, all: usize, tried: usize) -> Error {
-    let role = role.name();
+    let (kind_of, role) = (role, role.name());
     let text = if all == 0 {
         format!("no {role} instance is configured")
     } else if tried > 0 {
@@ -160,10 +172,15 @@ fn no_instance(role: Role, all: usize, tried: usize) -> Error {
     } else {
         format!("no {role} instance is available")
     };
+    let stage = match kind_of {
+        Role::Encode => Stage::Encode,
+        Role::Prefill => Stage::Prefill,
+        Role::Decode | Role::Aggregated => Stage::DecodeHead,
+    };
     let kind = if tried > 0 {
         Kind::ConnectFailed
     } else {
         Kind::NoInstance
     };
-    Error::new(kind, Stage::Prefill, text)
+    Error::new(kind, stage, text)
 }

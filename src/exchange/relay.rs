@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Broken, Counter, Failure, InstanceCounter};
-use crate::net::buffer::{CHUNK, LARGE};
+use crate::net::buffer::{Buffers, CHUNK, LARGE};
 use crate::net::stream::reset_on_close;
-use crate::net::sweep::Wait;
+use crate::net::sweep::{OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
 use crate::wire::head::Framing;
 use crate::wire::openai::error_body;
@@ -165,11 +165,50 @@ impl Relay {
     }
 }
 
+impl Opened {
+    /// Is this D taking KV from a P that it has never met, without a sign yet that it has?
+    fn fetching(&self) -> bool {
+        let first_contact = self.handover.as_ref().is_some_and(|(_, first)| *first);
+        first_contact && self.head.status < 300 && self.bytes.len() <= self.head_len
+    }
+
+    /// The head and what came with it have been sent: their buffer goes back to the shard.
+    fn let_go(&mut self, buffers: &Buffers) {
+        let rest = self.bytes.len() > self.head_len;
+        buffers.give(std::mem::take(&mut self.bytes));
+        self.head_len = 0;
+        if rest {
+            // What is known of the hand-over stays known: a body byte has come.
+            if let Some((_, first)) = &mut self.handover {
+                *first = false;
+            }
+        }
+    }
+
+    /// The client has left. A D on its first contact with P is read up to its first byte all the same:
+    /// cut off before, it could not tell P that the blocks are free.
+    async fn first_byte(&mut self, x: &Exchange) {
+        if !self.fetching() {
+            return;
+        }
+        let guard = x.slot.watch_upstream(self.lease.stream.fd());
+        x.slot.arm(Wait::Release, x.tools.config.timeouts.release);
+        let buf = x.tools.buffers.lend(CHUNK);
+        let (_, buf) = self.lease.stream.read(buf).await;
+        x.tools.buffers.give(buf);
+        x.slot.disarm();
+        drop(guard);
+    }
+}
+
 impl Reply {
     /// Gives the client the opened answer: status, end-to-end head fields, and every body byte.
     pub async fn relay(&mut self, x: &Exchange, mut opened: Opened) -> Result<(), Stop> {
         let stage = opened.stage;
-        x.still_wanted(stage)?;
+        if let Err(stop) = x.still_wanted(stage) {
+            opened.first_byte(x).await;
+            return Err(stop);
+        }
         let began = Instant::now();
         let event_stream = opened.head.is_event_stream(opened.head_bytes());
         let mut relay = Relay::new(opened.framing, self.http11, event_stream);
@@ -178,13 +217,18 @@ impl Reply {
         x.trace.ttft.set(Some(x.trace.started.elapsed()));
         let (result, back) = self.write(first).await;
         self.tools.buffers.give(back);
-        self.tools.buffers.give(std::mem::take(&mut opened.bytes));
+        opened.let_go(&self.tools.buffers);
         if result.is_err() {
-            return Err(self.client_lost(x));
+            let stop = self.client_lost(x);
+            opened.first_byte(x).await;
+            return Err(stop);
         }
         let end = self.pump(x, &opened, &mut relay).await;
         x.trace.stream.set(Some(began.elapsed()));
         end?;
+        if let Some((prefill, _)) = &opened.handover {
+            x.tools.met.note(prefill, opened.picked.instance());
+        }
         let Opened {
             lease,
             head,
@@ -233,6 +277,9 @@ impl Reply {
         let guard = self.slot.watch_upstream(opened.lease.stream.fd());
         let timeouts = &x.tools.config.timeouts;
         let bulk = matches!(relay.mode, Mode::Length(n) if n > CHUNK as u64);
+        if opened.fetching() {
+            self.slot.when_gone(OnGone::Finish(timeouts.release));
+        }
         let mut buf = self.tools.buffers.lend(if bulk { LARGE } else { CHUNK });
         let end = loop {
             if relay.done() {
@@ -242,6 +289,7 @@ impl Reply {
             buf.clear();
             let (result, back) = opened.lease.stream.read(buf).await;
             buf = back;
+            self.slot.when_gone(OnGone::Cut);
             if self.slot.fired().is_some() {
                 break Err(self.ended_by_us(x, opened, relay).await);
             }

@@ -10,15 +10,17 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::cluster::Instance;
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
 use crate::net::buffer::{Gather, LARGE, Pieces, SMALL};
 use crate::net::pool::Lease;
 use crate::net::stream::Stream;
-use crate::net::sweep::Wait;
+use crate::net::sweep::{OnGone, Wait};
 use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 use crate::wire::json::{self, Edit, Piece};
 
@@ -36,9 +38,14 @@ pub struct Leg {
     pub verbatim: bool,
     /// The answer will be read by us: it must not come compressed.
     pub plain_answer: bool,
+    /// The answer brings a grant: when the client leaves, P is half-closed and read on for a while.
+    pub brings_grant: bool,
     /// Params that are spent by handing a byte to the instance.
     pub grant: Option<Grant>,
 }
+
+/// How long a half-closed P may take to answer after all.
+const HALF_CLOSED_MAX: Duration = Duration::from_secs(2);
 
 impl Leg {
     pub fn new(stage: Stage) -> Leg {
@@ -47,6 +54,7 @@ impl Leg {
             edits: Vec::new(),
             verbatim: false,
             plain_answer: false,
+            brings_grant: false,
             grant: None,
         }
     }
@@ -69,6 +77,8 @@ pub struct Opened {
     pub head_len: usize,
     pub framing: Framing,
     pub stage: Stage,
+    /// Whose KV this D is fetching, and whether the two have never met before.
+    pub handover: Option<(Arc<Instance>, bool)>,
 }
 
 impl Opened {
@@ -238,6 +248,7 @@ impl Exchange {
             _ => timeouts.decode_head,
         };
         self.slot.arm(leg.wait(), limit);
+        self.slot.when_gone(self.on_gone(leg, &picked));
         if let Some(grant) = &leg.grant {
             grant.spend();
         }
@@ -260,7 +271,7 @@ impl Exchange {
             Err(ReadFailed::Io(why)) => Err(self.no_answer(picked, leg, why)),
             Err(ReadFailed::Bad(what)) => {
                 let error = self.blame(&picked, leg, Kind::BadResponse, Failure::BadResponse, what);
-                Err((picked, Failed::Stop(Stop::Error(error))))
+                Err((picked, Failed::Stop(Stop::Again(error))))
             }
         }
     }
@@ -276,17 +287,16 @@ impl Exchange {
         head_len: usize,
         began: Instant,
     ) -> Result<Opened, (Picked, Failed)> {
-        self.reached(&picked);
+        if head.status >= 500 {
+            self.charge_failure(&picked, Failure::Status5xx);
+        } else {
+            self.reached(&picked);
+        }
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
         instance
             .metrics
             .observe(metrics, InstanceHistogram::head(), began.elapsed());
-        if head.status >= 500 {
-            instance
-                .metrics
-                .inc(metrics, InstanceCounter::failures(Failure::Status5xx));
-        }
         let to_head = self.request.head.method == crate::wire::head::Method::Head;
         let framing = head.framing(to_head);
         Ok(Opened {
@@ -297,7 +307,20 @@ impl Exchange {
             head_len,
             framing,
             stage: leg.stage,
+            handover: None,
         })
+    }
+
+    /// What a client's leaving does to this leg; see `release.rs` for why it is not always the end.
+    pub(super) fn on_gone(&self, leg: &Leg, picked: &Picked) -> OnGone {
+        let release = self.tools.config.timeouts.release;
+        match &leg.grant {
+            Some(grant) if !self.tools.met.warm(&grant.prefill, picked.instance()) => {
+                OnGone::Finish(release)
+            }
+            None if leg.brings_grant => OnGone::HalfClose(release.min(HALF_CLOSED_MAX)),
+            _ => OnGone::Cut,
+        }
     }
 
     /// No response byte came. Was it us who ended it?
@@ -330,11 +353,8 @@ impl Exchange {
         failure: Failure,
         cause: &'static str,
     ) -> Error {
-        let instance = picked.instance();
-        instance
-            .metrics
-            .inc(&self.tools.metrics, InstanceCounter::failures(failure));
-        Error::new(kind, leg.stage, cause).at(&instance.name)
+        self.charge_failure(picked, failure);
+        Error::new(kind, leg.stage, cause).at(&picked.instance().name)
     }
 
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {

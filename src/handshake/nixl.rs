@@ -57,13 +57,17 @@ async fn prefill(x: &Exchange) -> Result<Option<Grant>, Stop> {
         x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
         return Ok(None);
     }
+    if x.skip_prefill() {
+        return Ok(None);
+    }
     let mut leg = x.prefill_leg();
     leg.edits
         .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
     leg.edits
         .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
+    leg.brings_grant = true;
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
-    Ok(Grant::from_answer(&answer, KV_PARAMS, &x.tools.metrics))
+    Ok(Grant::from_answer(x, &answer, KV_PARAMS))
 }
 
 fn decode_leg(grant: Option<Grant>) -> Leg {

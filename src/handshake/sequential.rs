@@ -31,8 +31,10 @@ impl Handshake for Sequential {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let prefill = x.pick(Role::Prefill)?;
-    x.call(prefill, x.prefill_leg()).await?;
+    if !x.skip_prefill() {
+        let prefill = x.pick(Role::Prefill)?;
+        x.call(prefill, x.prefill_leg()).await?;
+    }
     let decode = x.pick(Role::Decode)?;
     let stream = x.open(decode, Leg::new(Stage::DecodeHead)).await?;
     reply.relay(x, stream).await

@@ -9,10 +9,13 @@ use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::stream::{finish_reading, hung_up, shutdown_now};
+use super::stream::{finish_reading, finish_writing, hung_up, shutdown_now};
 
 /// How often deadlines are looked at: the coarseness of every timeout.
 pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+/// No single wait is longer than this once the client has left.
+const AFTER_GONE_MAX: Duration = Duration::from_secs(10);
 
 /// What is being waited for; each wait has its own limit, error and counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,10 +33,12 @@ pub enum Wait {
     Linger,
     /// The request's deadline as a whole.
     Request,
+    /// What goes on upstream after the client has left, so that no KV is stranded.
+    Release,
 }
 
 impl Wait {
-    pub const ALL: [Wait; 10] = [
+    pub const ALL: [Wait; 11] = [
         Wait::KeepAlive,
         Wait::Head,
         Wait::Body,
@@ -44,6 +49,7 @@ impl Wait {
         Wait::ClientWrite,
         Wait::Linger,
         Wait::Request,
+        Wait::Release,
     ];
 
     /// The word in metrics, messages and the config (`timeouts.<name>`).
@@ -59,6 +65,7 @@ impl Wait {
             Wait::ClientWrite => "client_write",
             Wait::Linger => "linger",
             Wait::Request => "request",
+            Wait::Release => "release",
         }
     }
 }
@@ -68,6 +75,19 @@ impl Wait {
 pub enum Fired {
     ClientGone,
     Deadline(Wait),
+}
+
+/// What a client's leaving does to the operation that is under way upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnGone {
+    /// It ends at once.
+    Cut,
+    /// We say that we have finished sending, and read on for this long: a prefill instance that is near
+    /// its end answers, and its KV can then be released; one that is not aborts.
+    HalfClose(Duration),
+    /// It goes on for this long: a decode instance that is fetching KV from an instance it has never met
+    /// must come to its first byte, or the blocks stay pinned.
+    Finish(Duration),
 }
 
 const NO_FD: RawFd = -1;
@@ -82,6 +102,7 @@ pub struct Slot {
     /// The request's own end, whatever stage it is in.
     request_ms: Cell<u64>,
     fired: Cell<Option<Fired>>,
+    on_gone: Cell<OnGone>,
     /// Nobody reads from the client: ask the kernel at each sweep whether it is still there.
     hangup: Cell<bool>,
     clock: Rc<Clock>,
@@ -122,6 +143,11 @@ impl Clock {
 impl Slot {
     /// Starts a wait: from now it may last `limit`. Never shorter; longer by up to two sweeps.
     pub fn arm(&self, wait: Wait, limit: Duration) {
+        // Nobody waits for this any more: whatever goes on only releases what would be stranded.
+        let limit = match self.fired.get() {
+            Some(Fired::ClientGone) => limit.min(AFTER_GONE_MAX),
+            _ => limit,
+        };
         self.wait.set(wait);
         self.deadline_ms.set(self.in_ms(limit));
     }
@@ -155,7 +181,13 @@ impl Slot {
     /// From now on `fd` is what this request waits on upstream; the guard ends that.
     pub fn watch_upstream(self: &Rc<Self>, fd: RawFd) -> Upstream {
         self.upstream.set(fd);
+        self.on_gone.set(OnGone::Cut);
         Upstream(self.clone())
+    }
+
+    /// What the client's leaving does to what is watched now.
+    pub fn when_gone(&self, what: OnGone) {
+        self.on_gone.set(what);
     }
 
     /// Forgets a deadline that ended one wait but not the request (a connect: there are other instances).
@@ -172,10 +204,7 @@ impl Slot {
         if self.fired.get().is_none() {
             self.fired.set(Some(why));
         }
-        let upstream = self.upstream.get();
-        if upstream != NO_FD {
-            shutdown_now(upstream);
-        }
+        self.end_upstream(why);
         let client = self.client.get();
         if client == NO_FD {
             return;
@@ -187,6 +216,21 @@ impl Slot {
             }
             Fired::ClientGone | Fired::Deadline(Wait::ClientWrite) => shutdown_now(client),
             Fired::Deadline(_) => {}
+        }
+    }
+
+    fn end_upstream(&self, why: Fired) {
+        let upstream = self.upstream.get();
+        if upstream == NO_FD {
+            return;
+        }
+        match (why, self.on_gone.get()) {
+            (Fired::ClientGone, OnGone::HalfClose(limit)) => {
+                finish_writing(upstream);
+                self.arm(Wait::Release, limit);
+            }
+            (Fired::ClientGone, OnGone::Finish(limit)) => self.arm(Wait::Release, limit),
+            _ => shutdown_now(upstream),
         }
     }
 
@@ -247,11 +291,17 @@ impl Sweep {
             deadline_ms: Cell::new(u64::MAX),
             request_ms: Cell::new(u64::MAX),
             fired: Cell::new(None),
+            on_gone: Cell::new(OnGone::Cut),
             hangup: Cell::new(false),
             clock: self.clock.clone(),
         });
         self.slots.borrow_mut().push(Rc::downgrade(&slot));
         slot
+    }
+
+    /// A slot without a client: for work that outlives one.
+    pub fn orphan(&self) -> Rc<Slot> {
+        self.slot(NO_FD)
     }
 
     /// Ends connections that wait for a next request: a draining proxy has none for them.

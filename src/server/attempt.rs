@@ -3,11 +3,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use crate::error::{Error, Kind, Stage};
-use crate::exchange::{Exchange, Reply, Request, Stop, Trace};
+use crate::config::PrefillFailure;
+use crate::error::{Blame, Error, Kind, Stage};
+use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
+use crate::net::sweep::SWEEP_EVERY;
 use crate::wire::json::Object;
 use crate::wire::openai::Summary;
 
@@ -34,14 +37,7 @@ pub async fn generate(
             };
         }
     };
-    let tools = shard.tools.clone();
-    let x = Exchange {
-        cluster: tools.cluster.get(),
-        slot: reply.slot.clone(),
-        tools,
-        request,
-        trace,
-    };
+    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
     let result = run(shard, &x, reply).await;
     let end = settle(shard, reply, &x.request.id, result).await;
     drop(admitted);
@@ -56,7 +52,8 @@ pub fn finish(x: Exchange, endpoint: Endpoint, end: log::End) -> Outcome {
         tools,
         ..
     } = x;
-    if let Some(buffer) = request.into_buffer() {
+    // A grant that is still to be released keeps the request alive.
+    if let Some(buffer) = Rc::into_inner(request).and_then(Request::into_buffer) {
         tools.buffers.give(buffer);
     }
     Outcome {
@@ -66,28 +63,86 @@ pub fn finish(x: Exchange, endpoint: Endpoint, end: log::End) -> Outcome {
     }
 }
 
+/// Runs the script until it succeeds, or fails in a way that another try would not mend, or there is no
+/// try left. Never after the first byte reached the client.
 async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), Error> {
     let retry = &x.tools.config.retry;
-    let tries = if retry.enabled { retry.max_retries } else { 0 };
-    for attempt in 0.. {
-        match shard.shared.handshake.run(x, reply).await {
-            Ok(()) => return Ok(()),
-            // An instance's own words, with its own status.
-            Err(Stop::Answer(answer)) => {
-                return match reply.answer(x, &answer).await {
-                    Ok(()) => Ok(()),
-                    Err(_) => Err(crate::exchange::gone(x.trace.stage.get())),
-                };
-            }
-            Err(Stop::Again(error)) if attempt < tries && !reply.committed => {
-                x.still_wanted(error.stage).map_err(error_of)?;
-                x.tools.metrics.inc(Counter::retries(Retry::Reset));
-                x.trace.retried();
-            }
-            Err(stop) => return Err(error_of(stop)),
+    let mut tries = if retry.enabled { retry.max_retries } else { 0 };
+    x.tools.budget.earn();
+    loop {
+        let Err(stop) = shard.shared.handshake.run(x, reply).await else { return Ok(()) };
+        let open = !reply.committed && x.slot.fired().is_none();
+        if let Some(reason) = again(x, &stop).filter(|_| open && tries > 0)
+            && x.tools.budget.spend(x.tools.sweep.clock.coarse_ms())
+        {
+            tries -= 1;
+            x.tools.metrics.inc(Counter::retries(reason));
+            x.trace.retried();
+            back_off(x, retry.max_retries - tries).await;
+            continue;
         }
+        if open && decode_only(x, &stop) {
+            x.without_prefill.set(true);
+            continue;
+        }
+        return match stop {
+            // An instance's own words, with its own status.
+            Stop::Answer(answer) => match reply.answer(x, &answer).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(gone(x.trace.stage.get())),
+            },
+            stop => Err(error_of(stop)),
+        };
     }
-    unreachable!("the loop has no end of its own")
+}
+
+/// Might another try succeed? 4xx are answers, whoever gave them.
+fn again(x: &Exchange, stop: &Stop) -> Option<Retry> {
+    let listed = &x.tools.config.retry.retryable_status_codes;
+    match stop {
+        Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
+        Stop::Again(_) => Some(Retry::Reset),
+        Stop::Answer(a) if a.head.status >= 500 && listed.contains(&a.head.status) => {
+            Some(Retry::Status)
+        }
+        _ => None,
+    }
+}
+
+fn decode_only(x: &Exchange, stop: &Stop) -> bool {
+    let failed = match stop {
+        Stop::Answer(answer) => answer.head.status >= 500,
+        Stop::Error(error) | Stop::Again(error) => error.kind.blame() != Blame::Client,
+        Stop::Broken(_) => false,
+    };
+    failed
+        && x.tools.config.prefill_failure == PrefillFailure::DecodeOnly
+        && x.trace.stage.get() == Stage::Prefill
+        && !x.without_prefill.get()
+}
+
+/// Waits before try number `attempt`, but only if there is nobody new to ask.
+async fn back_off(x: &Exchange, attempt: u32) {
+    let retry = &x.tools.config.retry;
+    let avoided = x.avoid.borrow();
+    let role = avoided.last().and_then(|i| x.cluster.instances.iter().find(|one| one.index == *i));
+    let fresh = role.is_some_and(|failed| {
+        x.cluster.role(failed.role).iter().any(|one| !avoided.contains(&one.index))
+    });
+    drop(avoided);
+    if fresh {
+        return;
+    }
+    let factor = retry.backoff_multiplier.powi(attempt.saturating_sub(1) as i32);
+    let jitter = 1.0 + retry.jitter_factor * (2.0 * x.tools.rng.unit() - 1.0);
+    let wait = retry.initial_backoff.as_secs_f64() * factor * jitter;
+    let mut left = Duration::from_secs_f64(wait.clamp(0.0, retry.max_backoff.as_secs_f64()));
+    // In slices, so that a client that leaves is noticed.
+    while !left.is_zero() && x.slot.fired().is_none() {
+        let slice = left.min(SWEEP_EVERY);
+        monoio::time::sleep(slice).await;
+        left -= slice;
+    }
 }
 
 pub fn error_of(stop: Stop) -> Error {

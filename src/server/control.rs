@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::cluster::{Health, ejection, health, resolve};
+use crate::cluster::{Health, breaker, health, resolve};
 use crate::config::Address;
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
@@ -97,7 +97,7 @@ fn sample_instances(shared: &Arc<Shared>) {
         .metrics
         .on_scrape(Box::new(move |scrape: &mut Scrape| {
             let Some(shared) = weak.upgrade() else { return };
-            let now = ejection::now_ms();
+            let now = breaker::now_ms();
             let flag = |on: bool| if on { 1.0 } else { 0.0 };
             for one in &shared.cluster.get().instances {
                 let labels = [one.role.name(), &*one.name];
@@ -108,7 +108,7 @@ fn sample_instances(shared: &Arc<Shared>) {
                 scrape.add(
                     Sampled::InstanceEjected,
                     &labels,
-                    flag(one.ejection.ejected(now)),
+                    flag(one.breaker.state(now) == breaker::State::Open),
                 );
             }
             for (index, driver) in shared.drivers.iter().enumerate() {

@@ -20,21 +20,14 @@ pub async fn forward(
     trace: Trace,
     reply: &mut Reply,
 ) -> Outcome {
-    let tools = shard.tools.clone();
-    let x = Exchange {
-        cluster: tools.cluster.get(),
-        slot: reply.slot.clone(),
-        tools,
-        request,
-        trace,
-    };
+    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
     let result = run(&x, reply).await;
     let end = settle(shard, reply, &x.request.id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)
 }
 
 async fn run(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let now = crate::cluster::ejection::now_ms();
+    let now = crate::cluster::breaker::now_ms();
     let has = |role: &&Role| !x.cluster.role(**role).is_empty();
     let role = ROLES
         .iter()

@@ -63,7 +63,7 @@ pub struct Shared {
 impl Shared {
     /// Could a generate request be served now?
     pub fn ready(&self) -> bool {
-        let now = crate::cluster::ejection::now_ms();
+        let now = crate::cluster::breaker::now_ms();
         let cluster = self.cluster.get();
         !self.draining.load(Ordering::Relaxed)
             && self

@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::load::LoadView;
+use crate::exchange::budget::Budget;
+use crate::exchange::release::{self, Met, Releases};
 use crate::exchange::Tools;
 use crate::log;
 use crate::metrics::{Counter, Gauge};
@@ -123,6 +125,7 @@ async fn serve(start: Start, driver: Driver, line: String) {
     let _ = report.send((index, Ok(line)));
     drop(report);
     monoio::spawn(accept(shard.clone(), listener, driver));
+    monoio::spawn(release::run(shard.tools.clone()));
     monoio::spawn(sweep(shard.clone()));
     monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
     poll_fn(|cx| {
@@ -148,6 +151,9 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32
         sweep: Rc::new(Sweep::default()),
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
+        releases: Releases::new(config.limits.releases_max),
+        met: Met::default(),
+        budget: Budget::default(),
         // Shards start apart, or they would all begin with the same instance.
         rotation: Cell::new(index as u64),
         candidates: RefCell::default(),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::Shared;
-use crate::cluster::ejection::now_ms;
+use crate::cluster::breaker::now_ms;
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -51,7 +51,7 @@ struct Instance<'a> {
     role: &'static str,
     address: &'a str,
     health: &'static str,
-    ejected: bool,
+    breaker: &'static str,
     requests: i64,
     tokens: i64,
     weight: f64,
@@ -67,7 +67,7 @@ pub fn render(shared: &Shared) -> Vec<u8> {
             role: one.role.name(),
             address: &one.name,
             health: one.health().name(),
-            ejected: one.ejection.ejected(now),
+            breaker: one.breaker.state(now).name(),
             requests: load.requests,
             tokens: load.tokens,
             weight: one.weight,

@@ -3,6 +3,8 @@
 //! Everything is seen from outside, over real sockets on port 0. The client is written here, in terms of
 //! bytes, so that it shares no code with what it judges.
 
+pub mod scripted;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -105,6 +107,13 @@ impl Rig {
 
     pub fn get(&self, path: &str) -> Response {
         self.client().get(path)
+    }
+
+    /// What an engine was asked to generate (or to forward), oldest first: health probes left out.
+    pub fn posts(&self, engine: usize) -> Vec<pdsim::Received> {
+        let mut all = self.sim.transcript(engine);
+        all.retain(|r| r.method == "POST");
+        all
     }
 
     /// The value of one sample on `/metrics`, by its exact name and labels; 0 if it is not there.

@@ -13,7 +13,8 @@ use crate::engine::{Door, Engine};
 use crate::fault::{Fault, Shape};
 use crate::http::body::{BODY_MAX, Chunked};
 use crate::http::head::{Framing, Head, Refused, parse};
-use crate::http::respond::{End, JSON, Size, push_head};
+use crate::http::respond::End;
+use crate::http::wire::{JSON, Size, push_head};
 use crate::link::{Link, reset};
 use crate::options::Role;
 use crate::transcript::{Entry, Outcome, Received};
@@ -262,13 +263,7 @@ impl Connection<'_> {
         fault: Option<Fault>,
     ) -> Result<bool, End> {
         let input = self.link.input();
-        let shape = match head.shape {
-            (_, 0) => Shape::Plain,
-            span => {
-                let text = std::str::from_utf8(head.text(input, span)).unwrap_or("");
-                Shape::parse(text).unwrap_or_default()
-            }
-        };
+        let shape = shape(head, input);
         let bytes = if body.chunked {
             &self.chunked
         } else {
@@ -313,13 +308,11 @@ impl Connection<'_> {
             }
             Err(end) => {
                 let at = engine.world.started.elapsed();
-                note(
-                    entry,
-                    match end {
-                        End::ClientLeft => Outcome::ClientLeft { at },
-                        End::Fin(fault) | End::Reset(fault) => Outcome::Faulted(fault),
-                    },
-                );
+                let outcome = match end {
+                    End::ClientLeft => Outcome::ClientLeft { at },
+                    End::Fin(fault) | End::Reset(fault) => Outcome::Faulted(fault),
+                };
+                note(entry, outcome);
                 Err(end)
             }
         }
@@ -350,4 +343,12 @@ fn note(entry: Option<Entry>, outcome: Outcome) {
     if let Some(entry) = entry {
         entry.close(outcome);
     }
+}
+
+fn shape(head: &Head, input: &[u8]) -> Shape {
+    if head.shape.1 == 0 {
+        return Shape::Plain;
+    }
+    let text = std::str::from_utf8(head.text(input, head.shape)).unwrap_or("");
+    Shape::parse(text).unwrap_or_default()
 }

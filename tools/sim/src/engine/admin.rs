@@ -86,79 +86,66 @@ fn models(engine: &Engine) -> Fixed {
 fn metrics(engine: &Engine) -> Fixed {
     let counters = &engine.shared().counters;
     let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-    let model = &engine.options().model;
-    let labels = format!("engine=\"0\",model_name=\"{model}\"");
-    let local = load(&counters.local_tokens);
-    let external = load(&counters.external_tokens);
+    let (local, external) = (
+        load(&counters.local_tokens),
+        load(&counters.external_tokens),
+    );
     let held = engine
         .world
         .ledger
         .held_tokens(engine.index, engine.world.now());
+    let by_source = "vllm:prompt_tokens_by_source_total";
     let rows = [
         (
             "gauge",
             "vllm:num_requests_running",
-            String::new(),
+            "",
             load(&counters.running),
         ),
         (
             "gauge",
             "vllm:num_requests_waiting",
-            String::new(),
+            "",
             load(&counters.waiting),
         ),
-        ("gauge", "pdsim:kv_tokens_held", String::new(), held),
-        (
-            "counter",
-            "vllm:prompt_tokens_total",
-            String::new(),
-            local + external,
-        ),
+        ("gauge", "pdsim:kv_tokens_held", "", held),
+        ("counter", "vllm:prompt_tokens_total", "", local + external),
         (
             "counter",
             "vllm:generation_tokens_total",
-            String::new(),
+            "",
             load(&counters.generated),
         ),
-        (
-            "counter",
-            "vllm:prompt_tokens_by_source_total",
-            ",source=\"local_compute\"".into(),
-            local,
-        ),
-        (
-            "",
-            "vllm:prompt_tokens_by_source_total",
-            ",source=\"external_kv_transfer\"".into(),
-            external,
-        ),
+        ("counter", by_source, ",source=\"local_compute\"", local),
+        ("", by_source, ",source=\"external_kv_transfer\"", external),
         (
             "counter",
             "vllm:nixl_num_transfers_total",
-            String::new(),
+            "",
             load(&counters.transfers),
         ),
         (
             "counter",
             "vllm:nixl_num_failed_transfers_total",
-            String::new(),
+            "",
             load(&counters.failed_transfers),
         ),
         // Half a MiB for each block of 128 tokens.
         (
             "counter",
             "vllm:nixl_bytes_transferred_total",
-            String::new(),
+            "",
             external * 4096,
         ),
     ];
+    let model = &engine.options().model;
     let mut text = String::new();
     for (kind, name, more, value) in rows {
         if !kind.is_empty() {
             let family = name.strip_suffix("_total").unwrap_or(name);
             text += &format!("# HELP {family} simulated\n# TYPE {family} {kind}\n");
         }
-        text += &format!("{name}{{{labels}{more}}} {value}.0\n");
+        text += &format!("{name}{{engine=\"0\",model_name=\"{model}\"{more}}} {value}.0\n");
     }
     Fixed {
         content_type: "text/plain; version=0.0.4; charset=utf-8",
@@ -213,20 +200,12 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
     }
     let text = match path {
         b"/tokenize" => {
-            let mut rendered = Vec::new();
-            if let Some((_, messages)) = field(b"messages") {
-                of_messages(messages, Some(&mut rendered))?;
-            } else {
-                let mut texts = Vec::new();
-                of_prompt(need("prompt")?, Some(&mut texts))?;
-                rendered = texts.swap_remove(0);
-            }
-            let ids = tokenize(&rendered);
-            let (count, most) = (ids.len(), engine.options().max_model_len);
-            format!(
-                "{{\"count\":{count},\"max_model_len\":{most},\"tokens\":{ids:?},\
-                 \"token_strs\":null}}"
-            )
+            let messages = field(b"messages").map(|m| m.1);
+            tokenized(
+                engine,
+                messages.map_or_else(|| need("prompt"), Ok)?,
+                messages.is_some(),
+            )?
         }
         b"/detokenize" => {
             let ids: Option<Vec<u32>> = elements(need("tokens")?)
@@ -249,6 +228,20 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
         ),
     };
     Ok(json(200, text))
+}
+
+fn tokenized(engine: &Engine, value: &[u8], chat: bool) -> Result<String, ApiError> {
+    let mut texts = vec![Vec::new()];
+    if chat {
+        of_messages(value, Some(&mut texts[0]))?;
+    } else {
+        of_prompt(value, Some(&mut texts))?;
+    }
+    let ids = tokenize(&texts[0]);
+    let (count, most) = (ids.len(), engine.options().max_model_len);
+    Ok(format!(
+        "{{\"count\":{count},\"max_model_len\":{most},\"tokens\":{ids:?},\"token_strs\":null}}"
+    ))
 }
 
 /// One small vector per input.

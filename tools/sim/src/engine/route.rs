@@ -11,7 +11,7 @@ use super::run::{Fixed, Slow, What};
 use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
 use crate::fault::{Fault, Shape};
 use crate::http::head::{Head, Method};
-use crate::http::respond::{JSON, SSE, Size, push_chunk, push_head};
+use crate::http::wire::{JSON, SSE, Size, push_chunk, push_head};
 
 pub(crate) enum Turn {
     /// The answer lies in `out`.

@@ -100,11 +100,6 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
     if memchr::memchr_iter(b'\n', &input[..length]).any(bare) {
         return Err(bad("a bare LF in the head"));
     }
-    let span = |part: &[u8]| {
-        let from = (part.as_ptr() as usize - input.as_ptr() as usize) as u32;
-        (from, from + part.len() as u32)
-    };
-    let http11 = request.version == Some(1);
     let mut head = Head {
         length,
         method: match request.method {
@@ -113,10 +108,10 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
             Some("HEAD") => Method::Head,
             _ => Method::Other,
         },
-        target: span(request.path.unwrap_or("").as_bytes()),
+        target: span(input, request.path.unwrap_or("").as_bytes()),
         body: Framing::None,
         keep_alive: false,
-        http11,
+        http11: request.version == Some(1),
         expect: false,
         json: false,
         request_id: (0, 0),
@@ -128,40 +123,50 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
     };
     let mut seen = Seen::default();
     for header in request.headers.iter() {
-        let name = header.name.as_bytes();
-        let value = header.value;
-        match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => seen.hosts += 1,
-            6 if name.eq_ignore_ascii_case(b"expect") => {
-                head.expect = value.eq_ignore_ascii_case(b"100-continue");
-            }
-            10 if name.eq_ignore_ascii_case(b"connection") => connection(value, &mut seen),
-            11 if name.eq_ignore_ascii_case(b"x-sim-fault") => head.fault = span(value),
-            11 if name.eq_ignore_ascii_case(b"x-sim-shape") => head.shape = span(value),
-            12 if name.eq_ignore_ascii_case(b"content-type") => head.json = is_json(value),
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => head.request_id = span(value),
-            13 if name.eq_ignore_ascii_case(b"authorization") => head.authorization = span(value),
-            14 if name.eq_ignore_ascii_case(b"content-length") => {
-                seen.lengths += 1;
-                head.body = Framing::Length(length_of(value).ok_or(bad("a bad Content-Length"))?);
-            }
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                seen.encodings += 1;
-                if !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(bad("a Transfer-Encoding that is not chunked"));
-                }
-            }
-            18 if name.eq_ignore_ascii_case(b"x-sim-fault-decode") => {
-                head.fault_decode = span(value);
-            }
-            19 if name.eq_ignore_ascii_case(b"x-sim-fault-prefill") => {
-                head.fault_prefill = span(value);
-            }
-            _ => {}
-        }
+        take(&mut head, &mut seen, input, header)?;
     }
     judge(&seen, &mut head)?;
     Ok(Some(head))
+}
+
+fn span(input: &[u8], part: &[u8]) -> Span {
+    let from = (part.as_ptr() as usize - input.as_ptr() as usize) as u32;
+    (from, from + part.len() as u32)
+}
+
+fn take(
+    head: &mut Head,
+    seen: &mut Seen,
+    input: &[u8],
+    header: &httparse::Header,
+) -> Result<(), Refused> {
+    let (name, value) = (header.name.as_bytes(), header.value);
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    let place = || span(input, value);
+    match name.len() {
+        4 if is(b"host") => seen.hosts += 1,
+        6 if is(b"expect") => head.expect = value.eq_ignore_ascii_case(b"100-continue"),
+        10 if is(b"connection") => connection(value, seen),
+        11 if is(b"x-sim-fault") => head.fault = place(),
+        11 if is(b"x-sim-shape") => head.shape = place(),
+        12 if is(b"content-type") => head.json = is_json(value),
+        12 if is(b"x-request-id") => head.request_id = place(),
+        13 if is(b"authorization") => head.authorization = place(),
+        14 if is(b"content-length") => {
+            seen.lengths += 1;
+            head.body = Framing::Length(length_of(value).ok_or(bad("a bad Content-Length"))?);
+        }
+        17 if is(b"transfer-encoding") => {
+            seen.encodings += 1;
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(bad("a Transfer-Encoding that is not chunked"));
+            }
+        }
+        18 if is(b"x-sim-fault-decode") => head.fault_decode = place(),
+        19 if is(b"x-sim-fault-prefill") => head.fault_prefill = place(),
+        _ => {}
+    }
+    Ok(())
 }
 
 fn judge(seen: &Seen, head: &mut Head) -> Result<(), Refused> {

@@ -4,3 +4,4 @@ pub(crate) mod body;
 pub(crate) mod gzip;
 pub(crate) mod head;
 pub(crate) mod respond;
+pub(crate) mod wire;

@@ -290,6 +290,29 @@ fn leaving_late_in_prefill_never_frees_its_kv() {
 }
 
 #[test]
+fn a_rejected_decode_never_strands_kv_once_the_two_have_met() {
+    let (sim, p, d, _) = trio(|_| {});
+    let body = prompt("A");
+    let reject = |params: &serde_json::Value, key: &str, value: serde_json::Value| {
+        let mut body = with_params(&body, params);
+        body[key] = value;
+        assert!(call(d, COMPLETIONS, &body).status < 500);
+    };
+    let first = params(p, COMPLETIONS, &body);
+    reject(&first, "top_p", json!(5));
+    assert_eq!(sim.ledger().released, 0);
+    assert_eq!(
+        call(d, COMPLETIONS, &with_params(&body, &first)).status,
+        200
+    );
+    let second = params(p, COMPLETIONS, &body);
+    reject(&second, "stream", json!("no boolean"));
+    assert_eq!(sim.ledger().released, 0, "the engine never saw it");
+    reject(&second, "top_p", json!(5));
+    assert_eq!((sim.ledger().released, sim.ledger().held_now), (1, 0));
+}
+
+#[test]
 fn n_2_at_p_never_hands_over_both_children() {
     let (sim, p, d, both) = trio(|_| {});
     let mut body = prompt("A");

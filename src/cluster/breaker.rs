@@ -1,0 +1,274 @@
+//! The breaker: an instance that cannot be reached, or keeps failing, is left alone for a while,
+//! process-wide.
+//!
+//! ```text
+//!            unreachable once, or failure_threshold failures within the window
+//!   Closed ------------------------------------------------------------------> Open
+//!     ^                                                                          | its term is over
+//!     |  one success (unreachable), success_threshold (failing)                  v
+//!     +-------------------------------------------------------------------- HalfOpen
+//!                                                     a failed trial: Open, twice as long
+//! ```
+//!
+//! Pure but for its atomics: time and randomness are arguments. Times are milliseconds of one clock that
+//! all threads share (see [`now_ms`]). It recovers by itself: HalfOpen lets one request at a time through.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::config::CircuitBreaker;
+
+/// Milliseconds since the process first asked; the clock of breakers. Never 0, which means "not open".
+pub fn now_ms() -> u64 {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    ORIGIN.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Closed,
+    Open,
+    /// Whoever claims the trial may go.
+    HalfOpen,
+}
+
+impl State {
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half_open",
+        }
+    }
+}
+
+/// Open for `ejection_initial`, doubling up to `ejection_max` while it keeps failing, plus up to a quarter
+/// of jitter, so that the shards of many proxies do not return together.
+pub struct Breaker {
+    enabled: bool,
+    failure_threshold: u32,
+    success_threshold: u32,
+    initial_ms: u64,
+    max_ms: u64,
+    window_ms: u64,
+    /// 0 = closed.
+    until_ms: AtomicU64,
+    /// Times opened in a row.
+    level: AtomicU32,
+    /// It was opened because nothing could be reached; then a health probe can close it.
+    unreachable: AtomicBool,
+    failures: AtomicU32,
+    window_began_ms: AtomicU64,
+    successes: AtomicU32,
+    /// Times it was seen to go away.
+    falls: AtomicU64,
+}
+
+impl Breaker {
+    pub fn new(config: &CircuitBreaker) -> Breaker {
+        let initial_ms = (config.ejection_initial.as_millis() as u64).max(1);
+        Breaker {
+            enabled: config.enabled,
+            failure_threshold: config.failure_threshold.max(1),
+            success_threshold: config.success_threshold.max(1),
+            initial_ms,
+            max_ms: (config.ejection_max.as_millis() as u64).max(initial_ms),
+            window_ms: config.window.as_millis() as u64,
+            until_ms: AtomicU64::new(0),
+            level: AtomicU32::new(0),
+            unreachable: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            window_began_ms: AtomicU64::new(0),
+            successes: AtomicU32::new(0),
+            falls: AtomicU64::new(0),
+        }
+    }
+
+    pub fn state(&self, now_ms: u64) -> State {
+        match self.until_ms.load(Relaxed) {
+            0 => State::Closed,
+            until if now_ms < until => State::Open,
+            _ => State::HalfOpen,
+        }
+    }
+
+    /// Claims the one trial: true for exactly one caller. A trial without an outcome does not shut the
+    /// instance out for ever: after `ejection_initial` there is another.
+    pub fn claim_trial(&self, now_ms: u64) -> bool {
+        let until = self.until_ms.load(Relaxed);
+        let next = now_ms + self.initial_ms;
+        until != 0
+            && until <= now_ms
+            && self.until_ms.compare_exchange(until, next, Relaxed, Relaxed).is_ok()
+    }
+
+    /// It could not be reached. `jitter` in `[0, 1)`. True if this opened it.
+    pub fn unreachable(&self, now_ms: u64, jitter: f64, trial: bool) -> bool {
+        if !self.enabled || (self.state(now_ms) == State::Open && !trial) {
+            // Requests that were under way when it opened do not make it worse.
+            return false;
+        }
+        self.fell();
+        self.unreachable.store(true, Relaxed);
+        self.open(now_ms, jitter);
+        true
+    }
+
+    /// It was reached, and failed: reset, timeout, garbage, 5xx. True if this opened it.
+    pub fn failed(&self, now_ms: u64, jitter: f64, trial: bool) -> bool {
+        if !self.enabled || (self.state(now_ms) == State::Open && !trial) {
+            return false;
+        }
+        let began = self.window_began_ms.load(Relaxed);
+        if began == 0 || now_ms.saturating_sub(began) > self.window_ms {
+            self.window_began_ms.store(now_ms, Relaxed);
+            self.failures.store(0, Relaxed);
+        }
+        let failures = self.failures.fetch_add(1, Relaxed) + 1;
+        if !trial && failures < self.failure_threshold {
+            return false;
+        }
+        self.unreachable.store(false, Relaxed);
+        self.open(now_ms, jitter);
+        true
+    }
+
+    fn open(&self, now_ms: u64, jitter: f64) {
+        let level = self.level.fetch_add(1, Relaxed).min(20);
+        let term = self.initial_ms.saturating_mul(1 << level).min(self.max_ms);
+        let term = term + (term as f64 * 0.25 * jitter) as u64;
+        self.failures.store(0, Relaxed);
+        self.successes.store(0, Relaxed);
+        self.until_ms.store(now_ms + term, Relaxed);
+    }
+
+    /// It answered a request. True if this closed it.
+    pub fn succeeded(&self, now_ms: u64, trial: bool) -> bool {
+        if self.until_ms.load(Relaxed) == 0 {
+            return false;
+        }
+        if self.unreachable.load(Relaxed) {
+            return self.close();
+        }
+        // Answers to requests from before it opened prove nothing.
+        if !trial {
+            return false;
+        }
+        if self.successes.fetch_add(1, Relaxed) + 1 >= self.success_threshold {
+            return self.close();
+        }
+        self.until_ms.store(now_ms.max(1), Relaxed);
+        false
+    }
+
+    /// Its health check passed: it can be reached. (It says nothing about failing requests.)
+    pub fn probed(&self) -> bool {
+        self.until_ms.load(Relaxed) != 0 && self.unreachable.load(Relaxed) && self.close()
+    }
+
+    fn close(&self) -> bool {
+        self.level.store(0, Relaxed);
+        self.failures.store(0, Relaxed);
+        self.until_ms.swap(0, Relaxed) != 0
+    }
+
+    /// It may have been restarted since: what other instances knew of it is void.
+    pub fn fell(&self) {
+        self.falls.fetch_add(1, Relaxed);
+    }
+
+    pub fn falls(&self) -> u64 {
+        self.falls.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn breaker() -> Breaker {
+        Breaker::new(&CircuitBreaker {
+            enabled: true,
+            failure_threshold: 3,
+            success_threshold: 2,
+            ejection_initial: Duration::from_secs(1),
+            ejection_max: Duration::from_secs(30),
+            window: Duration::from_secs(60),
+        })
+    }
+
+    #[test]
+    fn terms_double_to_the_maximum() {
+        let b = breaker();
+        let mut now = 1;
+        for expected in [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
+            assert!(b.unreachable(now, 0.0, false));
+            assert_eq!(b.state(now + expected - 1), State::Open);
+            assert_eq!(b.state(now + expected), State::HalfOpen);
+            now += expected;
+        }
+    }
+
+    #[test]
+    fn a_failed_trial_opens_it_for_twice_as_long() {
+        let b = breaker();
+        b.unreachable(1, 0.0, false);
+        assert!(b.claim_trial(1_001));
+        assert!(b.unreachable(1_010, 0.0, true));
+        assert_eq!(b.state(3_009), State::Open);
+        assert_eq!(b.state(3_010), State::HalfOpen);
+    }
+
+    #[test]
+    fn only_one_request_gets_the_trial_and_an_idle_instance_comes_back() {
+        let b = breaker();
+        b.unreachable(1, 0.0, false);
+        assert!(!b.claim_trial(500));
+        assert!(b.claim_trial(1_001));
+        assert!(!b.claim_trial(1_001));
+        assert!(b.claim_trial(2_001), "a trial without an outcome must not be the last");
+        assert!(b.succeeded(2_010, true));
+        assert_eq!(b.state(2_011), State::Closed);
+    }
+
+    #[test]
+    fn failures_open_it_only_within_the_window() {
+        let b = breaker();
+        assert!(!b.failed(1, 0.0, false));
+        assert!(!b.failed(2, 0.0, false));
+        assert!(!b.failed(70_000, 0.0, false), "the first two are forgotten");
+        assert!(!b.failed(70_001, 0.0, false));
+        assert!(b.failed(70_002, 0.0, false));
+    }
+
+    #[test]
+    fn a_failing_instance_must_succeed_twice_and_a_probe_does_not_close_it() {
+        let b = breaker();
+        (0..3).for_each(|i| drop(b.failed(i + 1, 0.0, false)));
+        assert!(!b.probed());
+        assert!(!b.succeeded(500, false), "an old answer proves nothing");
+        assert!(b.claim_trial(1_003));
+        assert!(!b.succeeded(1_004, true));
+        assert!(b.claim_trial(1_004));
+        assert!(b.succeeded(1_005, true));
+    }
+
+    #[test]
+    fn late_failures_do_not_lengthen_a_term() {
+        let b = breaker();
+        assert!(b.unreachable(1, 0.0, false));
+        assert!(!b.unreachable(2, 0.0, false));
+        assert!(!b.failed(3, 0.0, false));
+        assert_eq!(b.state(1_001), State::HalfOpen);
+    }
+
+    #[test]
+    fn switched_off_never_opens() {
+        let b = Breaker::new(&CircuitBreaker { enabled: false, ..CircuitBreaker::default() });
+        assert!(!b.unreachable(1, 0.0, false));
+        assert!((0..100).all(|i| !b.failed(i, 0.0, false)));
+        assert_eq!(b.state(1), State::Closed);
+    }
+}
