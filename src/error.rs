@@ -19,6 +19,7 @@ pub enum Blame {
 pub enum Kind {
     BadRequest,
     Unauthorized,
+    Forbidden,
     NotFound,
     MethodNotAllowed,
     ClientTimeout,
@@ -69,7 +70,7 @@ const BAD: &str = "invalid_request_error";
 const DOWN: &str = "service_unavailable";
 const UP: &str = "upstream_error";
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 20] = [
     row(Kind::BadRequest, "bad_request", 400, BAD, Blame::Client),
     row(
         Kind::Unauthorized,
@@ -78,6 +79,7 @@ const ROWS: [Row; 19] = [
         "authentication_error",
         Blame::Client,
     ),
+    row(Kind::Forbidden, "forbidden", 403, BAD, Blame::Client),
     row(Kind::NotFound, "not_found", 404, BAD, Blame::Client),
     row(
         Kind::MethodNotAllowed,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use pdrelay::cli::{self, Cli, Command};
 use pdrelay::config::load::{Known, Loaded, std_env};
-use pdrelay::config::{LogLevel, check};
+use pdrelay::config::{LogLevel, Problems, check};
 use pdrelay::{demo, handshake, log, policy, signal};
 
 #[global_allocator]
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Serve(args) => match load(&args) {
-            Ok(loaded) => serve(loaded),
+            Ok(loaded) => serve(args, loaded),
             Err(code) => code,
         },
         Command::Check(args) => match load(&args) {
@@ -35,15 +35,19 @@ fn main() -> ExitCode {
 }
 
 fn load(args: &cli::ServeArgs) -> Result<Loaded, ExitCode> {
+    read(args).map_err(|problems| {
+        eprintln!("{problems}");
+        ExitCode::FAILURE
+    })
+}
+
+fn read(args: &cli::ServeArgs) -> Result<Loaded, Problems> {
     let (handshakes, policies) = (handshake::names(), policy::names());
     let known = Known {
         handshakes: &handshakes,
         policies: &policies,
     };
-    cli::config_from(args, &known, &std_env).map_err(|problems| {
-        eprintln!("{problems}");
-        ExitCode::FAILURE
-    })
+    cli::config_from(args, &known, &std_env)
 }
 
 fn show_warnings(loaded: &Loaded) {
@@ -52,7 +56,7 @@ fn show_warnings(loaded: &Loaded) {
     }
 }
 
-fn serve(loaded: Loaded) -> ExitCode {
+fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
     show_warnings(&loaded);
     let config = loaded.config;
     let _log = match log::start(log::Options {
@@ -84,7 +88,16 @@ fn serve(loaded: Loaded) -> ExitCode {
         env!("CARGO_PKG_VERSION"),
         server.address
     );
-    let signal = signals.wait();
+    if let Some(file) = &args.config {
+        watch_file(file.clone());
+    }
+    let signal = loop {
+        let signal = signals.wait();
+        if !signal.is_reload() {
+            break signal;
+        }
+        reload(&server, &args);
+    };
     log::info(|| {
         format!(
             "{}: draining for up to {} s",
@@ -97,6 +110,54 @@ fn serve(loaded: Loaded) -> ExitCode {
     }
     // As a shell and a supervisor expect of a program that a signal ended.
     ExitCode::from(128 + signal.number() as u8)
+}
+
+/// Reads the same file with the same flags again. A mistake in it changes nothing.
+fn reload(server: &pdrelay::server::Server, args: &cli::ServeArgs) {
+    match read(args) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                log::warning(|| format!("reload: {warning}"));
+            }
+            if let Err(why) = server.reload(loaded.config) {
+                log::error(|| format!("reload: refused, nothing is changed: {why}"));
+            }
+        }
+        Err(problems) => {
+            for problem in &problems.0 {
+                log::error(|| format!("reload: refused, nothing is changed: {problem}"));
+            }
+        }
+    }
+}
+
+/// Looks at the file once a second; a change is a reload. Editors and configuration mounts replace files
+/// in many ways, and all of them change what `stat` says.
+fn watch_file(file: std::path::PathBuf) {
+    let look = move |file: &std::path::Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(file)
+            .ok()
+            .map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
+    };
+    let watch = move || {
+        let mut seen = look(&file);
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let now = look(&file);
+            // Gone for a moment while it is replaced: not a change yet.
+            if now.is_some() && now != seen {
+                seen = now;
+                signal::raise_reload();
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("config".into())
+        .spawn(watch)
+    {
+        log::error(|| format!("the configuration file is not watched: {error}"));
+    }
 }
 
 fn level(level: LogLevel) -> log::Level {

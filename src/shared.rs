@@ -37,12 +37,16 @@ impl<T> Published<T> {
     }
 }
 
+/// A value as it was when a request began. Two counts: the outer one is the point, since it is not shared
+/// between cores.
+#[allow(clippy::redundant_allocation)]
+pub type Snapshot<T> = Rc<Arc<T>>;
+
 /// One shard's reading of a [`Published`]: per request it costs one load of the generation and one
 /// count on a thread-local `Rc`, so that no cache line bounces between cores.
-#[allow(clippy::redundant_allocation)] // the outer count is the point: it is not shared between cores
 pub struct Reader<T> {
     source: Arc<Published<T>>,
-    cached: RefCell<(u64, Rc<Arc<T>>)>,
+    cached: RefCell<(u64, Snapshot<T>)>,
 }
 
 impl<T> Reader<T> {
@@ -55,8 +59,7 @@ impl<T> Reader<T> {
         }
     }
 
-    #[allow(clippy::redundant_allocation)]
-    pub fn get(&self) -> Rc<Arc<T>> {
+    pub fn get(&self) -> Snapshot<T> {
         let generation = self.source.generation();
         let mut cached = self.cached.borrow_mut();
         if cached.0 != generation {

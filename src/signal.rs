@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, taken synchronously by the main thread: no handler, nothing async-signal-unsafe.
+//! SIGTERM, SIGINT and SIGHUP, taken synchronously by the main thread: no handler, nothing async-signal-unsafe.
 
 /// The signals, blocked in this thread and all it starts.
 pub struct Signals(libc::sigset_t);
@@ -11,10 +11,16 @@ impl Signal {
         self.0
     }
 
+    /// Read the configuration again, and go on.
+    pub fn is_reload(self) -> bool {
+        self.0 == libc::SIGHUP
+    }
+
     pub fn name(self) -> &'static str {
         match self.0 {
             libc::SIGTERM => "SIGTERM",
             libc::SIGINT => "SIGINT",
+            libc::SIGHUP => "SIGHUP",
             _ => "signal",
         }
     }
@@ -28,6 +34,7 @@ pub fn block() -> Signals {
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGTERM);
         libc::sigaddset(&mut set, libc::SIGINT);
+        libc::sigaddset(&mut set, libc::SIGHUP);
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
         Signals(set)
     }
@@ -40,4 +47,10 @@ impl Signals {
         while unsafe { libc::sigwait(&self.0, &mut number) } != 0 {}
         Signal(number)
     }
+}
+
+/// Sends this process what `kill -HUP` would.
+pub fn raise_reload() {
+    // SAFETY: a plain syscall on our own pid.
+    unsafe { libc::kill(libc::getpid(), libc::SIGHUP) };
 }

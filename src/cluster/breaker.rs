@@ -13,16 +13,13 @@
 //! Pure but for its atomics: time and randomness are arguments. Times are milliseconds of one clock that
 //! all threads share (see [`now_ms`]). It recovers by itself: HalfOpen lets one request at a time through.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 use crate::config::CircuitBreaker;
 
-/// Milliseconds since the process first asked; the clock of breakers. Never 0, which means "not open".
+/// Milliseconds of the process's clock; the clock of breakers. Never 0, which means "not open".
 pub fn now_ms() -> u64 {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    ORIGIN.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
+    crate::net::sweep::process_origin().elapsed().as_millis() as u64 + 1
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +97,10 @@ impl Breaker {
         let next = now_ms + self.initial_ms;
         until != 0
             && until <= now_ms
-            && self.until_ms.compare_exchange(until, next, Relaxed, Relaxed).is_ok()
+            && self
+                .until_ms
+                .compare_exchange(until, next, Relaxed, Relaxed)
+                .is_ok()
     }
 
     /// It could not be reached. `jitter` in `[0, 1)`. True if this opened it.
@@ -228,7 +228,10 @@ mod tests {
         assert!(!b.claim_trial(500));
         assert!(b.claim_trial(1_001));
         assert!(!b.claim_trial(1_001));
-        assert!(b.claim_trial(2_001), "a trial without an outcome must not be the last");
+        assert!(
+            b.claim_trial(2_001),
+            "a trial without an outcome must not be the last"
+        );
         assert!(b.succeeded(2_010, true));
         assert_eq!(b.state(2_011), State::Closed);
     }
@@ -246,7 +249,9 @@ mod tests {
     #[test]
     fn a_failing_instance_must_succeed_twice_and_a_probe_does_not_close_it() {
         let b = breaker();
-        (0..3).for_each(|i| drop(b.failed(i + 1, 0.0, false)));
+        for i in 1..=3 {
+            b.failed(i, 0.0, false);
+        }
         assert!(!b.probed());
         assert!(!b.succeeded(500, false), "an old answer proves nothing");
         assert!(b.claim_trial(1_003));
@@ -266,7 +271,10 @@ mod tests {
 
     #[test]
     fn switched_off_never_opens() {
-        let b = Breaker::new(&CircuitBreaker { enabled: false, ..CircuitBreaker::default() });
+        let b = Breaker::new(&CircuitBreaker {
+            enabled: false,
+            ..CircuitBreaker::default()
+        });
         assert!(!b.unreachable(1, 0.0, false));
         assert!((0..100).all(|i| !b.failed(i, 0.0, false)));
         assert_eq!(b.state(1), State::Closed);

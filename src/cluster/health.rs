@@ -3,38 +3,33 @@
 //! monoio-http-client is good enough here, one client per call: its pool hands half-used connections on,
 //! so none outlives its probe.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use monoio_http_client::Client;
 
 use super::{Health, Instance};
+use crate::config::HealthCheck;
 use crate::log;
 use crate::net::stream::Target;
 
 /// Failures in a row before an instance counts as unhealthy; one success brings it back.
 const FAILURES: u32 = 2;
 
-/// Probes one instance for ever (the task ends with the control thread's runtime).
-pub async fn watch(instance: Arc<Instance>, path: String, interval: Duration, limit: Duration) {
-    let mut failures = 0;
-    loop {
-        match monoio::time::timeout(limit, probe(&instance, &path)).await {
-            Ok(Ok(())) => {
-                failures = 0;
-                good(&instance);
-            }
-            Ok(Err(why)) => failures += bad(&instance, failures, &why),
-            Err(_) => failures += bad(&instance, failures, "no answer in time"),
+/// How often an instance is probed while it is down, at least.
+pub const EVERY_WHILE_DOWN: Duration = Duration::from_secs(1);
+
+/// One probe and what follows from it. Takes and returns the number of failures in a row.
+pub async fn round(instance: &Instance, check: &HealthCheck, failures: u32) -> u32 {
+    let why = match monoio::time::timeout(check.timeout, probe(instance, &check.path)).await {
+        Ok(Ok(())) => {
+            good(instance);
+            return 0;
         }
-        // While it is down, look more often: it should serve within 2 s of its first good answer.
-        let wait = if failures > 0 {
-            interval.min(Duration::from_secs(1))
-        } else {
-            interval
-        };
-        monoio::time::sleep(wait).await;
-    }
+        Ok(Err(why)) => why,
+        Err(_) => "no answer in time".to_owned(),
+    };
+    bad(instance, failures, &why);
+    failures + 1
 }
 
 fn good(instance: &Instance) {
@@ -47,13 +42,12 @@ fn good(instance: &Instance) {
     }
 }
 
-fn bad(instance: &Instance, before: u32, why: &str) -> u32 {
+fn bad(instance: &Instance, before: u32, why: &str) {
     if before + 1 >= FAILURES && instance.health() != Health::Unhealthy {
         instance.set_health(Health::Unhealthy);
         let (role, name) = (instance.role.name(), &instance.name);
         log::warning(|| format!("{role} {name} fails its health check: {why}"));
     }
-    1
 }
 
 /// One probe. Any 2xx is healthy.

@@ -10,13 +10,14 @@
 //! all shards see at once.
 
 pub mod breaker;
+pub mod change;
 pub mod health;
 pub mod load;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use crate::config::{Address, Config, Role};
+use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
 use crate::shared::Published;
@@ -35,6 +36,12 @@ pub struct Instance {
     pub load: Load,
     pub breaker: Breaker,
     health: AtomicU8,
+    /// Takes no new requests.
+    pub draining: AtomicBool,
+    /// Requests are in flight and no byte has come for too long.
+    pub wedged: AtomicBool,
+    /// When a byte last came (or the first request went to an idle instance), on the process's clock.
+    last_byte_ms: AtomicU64,
     /// Where to connect; several when DNS gives several. Empty until resolved.
     pub targets: Published<Vec<Target>>,
     pub metrics: Arc<InstanceMetrics>,
@@ -60,6 +67,60 @@ impl Health {
 }
 
 impl Instance {
+    fn new(
+        index: usize,
+        one: &InstanceConfig,
+        breaker: &CircuitBreaker,
+        metrics: &Metrics,
+    ) -> Instance {
+        let name: Arc<str> = one.address.to_string().into();
+        Instance {
+            index,
+            role: one.role,
+            address: one.address.clone(),
+            weight: one.weight,
+            load: Load::default(),
+            breaker: Breaker::new(breaker),
+            health: AtomicU8::new(0),
+            draining: AtomicBool::new(false),
+            wedged: AtomicBool::new(false),
+            last_byte_ms: AtomicU64::new(0),
+            targets: Published::new(literal_targets(&one.address)),
+            metrics: metrics.instance(one.role.name(), &name),
+            name,
+        }
+    }
+
+    /// May it be picked, as far as its standing goes?
+    pub fn in_standing(&self, now_ms: u64) -> bool {
+        self.health() != Health::Unhealthy
+            && !self.wedged.load(Ordering::Relaxed)
+            && self.breaker.state(now_ms) != State::Open
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A byte came from it. Written at most once per tick of the coarse clock, so that the line does not
+    /// bounce between cores for every chunk.
+    pub fn touch(&self, coarse_ms: u64) {
+        if self.last_byte_ms.load(Ordering::Relaxed) != coarse_ms {
+            self.last_byte_ms.store(coarse_ms, Ordering::Relaxed);
+            if self.wedged.load(Ordering::Relaxed) {
+                self.wedged.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How long requests have been in flight without a byte from it, in milliseconds.
+    pub fn silent_ms(&self, now_ms: u64) -> u64 {
+        match self.load.read().requests {
+            n if n > 0 => now_ms.saturating_sub(self.last_byte_ms.load(Ordering::Relaxed)),
+            _ => 0,
+        }
+    }
+
     pub fn health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
             1 => Health::Healthy,
@@ -85,6 +146,8 @@ impl Instance {
 pub struct Cluster {
     pub instances: Vec<Arc<Instance>>,
     by_role: [Vec<Arc<Instance>>; 4],
+    /// The next instance's; indices are never reused.
+    next_index: usize,
     /// Tokens per prompt byte, learned.
     pub estimate: Arc<Estimate>,
 }
@@ -92,25 +155,17 @@ pub struct Cluster {
 impl Cluster {
     /// The first cluster of a process.
     pub fn from_config(config: &Config, metrics: &Metrics) -> Cluster {
-        let instances = config.instances.iter().enumerate().map(|(index, one)| {
-            let name: Arc<str> = one.address.to_string().into();
-            Arc::new(Instance {
-                index,
-                role: one.role,
-                address: one.address.clone(),
-                weight: one.weight,
-                load: Load::default(),
-                breaker: Breaker::new(&config.circuit_breaker),
-                health: AtomicU8::new(0),
-                targets: Published::new(literal_targets(&one.address)),
-                metrics: metrics.instance(one.role.name(), &name),
-                name,
-            })
-        });
-        Cluster::of(instances.collect(), Arc::default())
+        let instances: Vec<_> = config
+            .instances
+            .iter()
+            .enumerate()
+            .map(|(i, one)| Arc::new(Instance::new(i, one, &config.circuit_breaker, metrics)))
+            .collect();
+        let next_index = instances.len();
+        Cluster::of(instances, next_index, Arc::default())
     }
 
-    pub fn of(instances: Vec<Arc<Instance>>, estimate: Arc<Estimate>) -> Cluster {
+    fn of(instances: Vec<Arc<Instance>>, next_index: usize, estimate: Arc<Estimate>) -> Cluster {
         let by_role = Role::ALL.map(|role| {
             instances
                 .iter()
@@ -121,6 +176,7 @@ impl Cluster {
         Cluster {
             instances,
             by_role,
+            next_index,
             estimate,
         }
     }
@@ -134,7 +190,7 @@ impl Cluster {
     pub fn available(&self, role: Role, now_ms: u64) -> bool {
         self.role(role)
             .iter()
-            .any(|i| i.health() != Health::Unhealthy && i.breaker.state(now_ms) != State::Open)
+            .any(|i| !i.draining() && i.in_standing(now_ms))
     }
 }
 

@@ -465,11 +465,13 @@ fn health_check(config: &Config) -> Shown {
         enabled: _,
         interval,
         timeout,
+        wedge_after,
         path,
     } = &config.health_check;
     vec![
         ("interval", show_duration(*interval)),
         ("timeout", show_duration(*timeout)),
+        ("wedge_after", show_duration(*wedge_after)),
         ("path", path.clone()),
     ]
 }

@@ -175,6 +175,8 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// Default 3 s.
     pub timeout: Duration,
+    /// An instance that holds requests and sends no byte for this long takes no more. Default 180 s.
+    pub wedge_after: Duration,
     /// Path asked. Default `/health`.
     pub path: String,
 }
@@ -325,6 +327,7 @@ impl Default for HealthCheck {
             enabled: true,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
+            wedge_after: Duration::from_secs(180),
             path: "/health".into(),
         }
     }

@@ -7,8 +7,8 @@ use super::reader::{At, Report, Row, Section, put, suggest};
 use super::topology::{self, Topology};
 use super::yaml::Value;
 use super::{
-    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, PrefillFailure, Retry, Role, Scheduling,
-    Secret, Timeouts,
+    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, PrefillFailure, Retry,
+    Role, Scheduling, Secret, Timeouts,
 };
 use std::time::Duration;
 
@@ -151,6 +151,7 @@ pub static HEALTH_CHECK: Section<HealthCheck> = Section {
         "interval_seconds" = "interval" => |h, at| put(&mut h.interval, above_zero(at)),
         "timeout" => |h, at| put(&mut h.timeout, at.duration()),
         "timeout_seconds" = "timeout" => |h, at| put(&mut h.timeout, above_zero(at)),
+        "wedge_after" => |h, at| put(&mut h.wedge_after, at.duration()),
         "path" => |h, at| if let Some(path) = at.text() {
             match path_error(path) {
                 None => h.path = path.into(),
@@ -562,10 +563,15 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 
 fn read_prefill_failure(at: &mut At) -> Option<PrefillFailure> {
     let text = at.text()?;
-    let known = PREFILL_FAILURES.iter().find(|(name, _)| *name == text.trim());
+    let known = PREFILL_FAILURES
+        .iter()
+        .find(|(name, _)| *name == text.trim());
     if known.is_none() {
         let message = format!("prefill_failure must be error or decode_only, got '{text}'");
-        at.fail(message, suggest(text, &PREFILL_FAILURES.map(|(name, _)| name)));
+        at.fail(
+            message,
+            suggest(text, &PREFILL_FAILURES.map(|(name, _)| name)),
+        );
     }
     known.map(|(_, value)| *value)
 }

@@ -17,7 +17,10 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Budget { tokens: Cell::new(FLOOR_PER_S), at_ms: Cell::new(0) }
+        Budget {
+            tokens: Cell::new(FLOOR_PER_S),
+            at_ms: Cell::new(0),
+        }
     }
 }
 

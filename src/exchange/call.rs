@@ -70,10 +70,13 @@ impl Exchange {
         let mut opened = self.send(picked, &leg).await?;
         self.trace.decode_head.set(Some(began.elapsed()));
         if let Some(grant) = &leg.grant {
-            let first = !self.tools.met.warm(&grant.prefill, opened.picked.instance());
+            let first = !self
+                .tools
+                .met
+                .warm(&grant.prefill, opened.picked.instance());
             opened.handover = Some((grant.prefill.clone(), first));
         }
-        let retryable = &self.tools.config.retry.retryable_status_codes;
+        let retryable = &self.config.retry.retryable_status_codes;
         if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
             // Read in full, so that another instance can be tried, or else this be the answer.
             let answer = self.read_answer(opened, &leg).await?;
@@ -92,7 +95,7 @@ impl Exchange {
         if !(200..300).contains(&answer.head.status) {
             return Err(Stop::Answer(Box::new(answer)));
         }
-        let depth = self.tools.config.limits.json_depth_max;
+        let depth = self.config.limits.json_depth_max;
         if let Ok(object) = Object::scan(answer.body(), depth) {
             answer.object = object;
         }
@@ -125,11 +128,10 @@ impl Exchange {
                 }
             }
         };
-        let max = self.tools.config.limits.answer_bytes_max;
+        let max = self.config.limits.answer_bytes_max;
         let guard = self.slot.watch_upstream(lease.stream.fd());
         self.slot.when_gone(self.on_gone(leg, &picked));
-        self.slot
-            .arm(Wait::Prefill, self.tools.config.timeouts.prefill);
+        self.slot.arm(Wait::Prefill, self.config.timeouts.prefill);
         let mut body = Body::new(framing, bytes, head_len);
         let result = loop {
             match body.progress() {

@@ -32,7 +32,7 @@ use crate::net::runtime::Driver;
 use crate::net::sweep::{Fired, Slot, Sweep, Wait};
 use crate::policy::Policy;
 use crate::rng::Rng;
-use crate::shared::Reader;
+use crate::shared::{Reader, Snapshot};
 
 pub use call::Answer;
 pub use pick::Picked;
@@ -43,7 +43,7 @@ pub use send::{Leg, Opened};
 /// What one shard owns and lends to its requests.
 pub struct Tools {
     pub driver: Driver,
-    pub config: Arc<Config>,
+    pub settings: Reader<Config>,
     pub cluster: Reader<Cluster>,
     pub policies: Arc<Policies>,
     pub buffers: Rc<Buffers>,
@@ -59,6 +59,13 @@ pub struct Tools {
     pub rotation: Cell<u64>,
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+}
+
+impl Tools {
+    /// The configuration as it is now; a request keeps the one it began with.
+    pub fn config(&self) -> Snapshot<Config> {
+        self.settings.get()
+    }
 }
 
 /// The policy of each role; one object for all shards.
@@ -93,7 +100,8 @@ pub struct Exchange {
     pub request: Rc<Request>,
     pub slot: Rc<Slot>,
     /// One snapshot for the whole request.
-    pub cluster: Rc<Arc<Cluster>>,
+    pub cluster: Snapshot<Cluster>,
+    pub config: Snapshot<Config>,
     pub trace: Trace,
     /// Instances (by index) that failed this request: passed over while there are others.
     pub avoid: RefCell<Vec<usize>>,
@@ -173,6 +181,7 @@ impl Exchange {
     pub fn new(tools: &Rc<Tools>, request: Rc<Request>, slot: Rc<Slot>, trace: Trace) -> Exchange {
         Exchange {
             cluster: tools.cluster.get(),
+            config: tools.config(),
             tools: tools.clone(),
             request,
             slot,
@@ -185,7 +194,9 @@ impl Exchange {
     /// Is D to be asked without a prefill? Counted when it is.
     pub fn skip_prefill(&self) -> bool {
         if self.without_prefill.get() {
-            self.tools.metrics.inc(Counter::prefill_skipped(Skip::NoPrefill));
+            self.tools
+                .metrics
+                .inc(Counter::prefill_skipped(Skip::NoPrefill));
         }
         self.without_prefill.get()
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::cluster::Instance;
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::load::InFlight;
-use crate::cluster::{Health, Instance};
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::log;
@@ -88,9 +88,8 @@ impl Exchange {
             if standing_at.is_some() && self.avoid.borrow().contains(&instance.index) {
                 continue;
             }
-            let out =
-                |now| instance.health() == Health::Unhealthy || instance.breaker.state(now) == State::Open;
-            if standing_at.is_some_and(out) {
+            let out = |now| !instance.in_standing(now);
+            if instance.draining() || standing_at.is_some_and(out) {
                 continue;
             }
             let load = self.tools.view.read(instance, now_us);
@@ -127,7 +126,9 @@ impl Exchange {
     pub fn unreachable(&self, picked: &Picked, why: &std::io::Error) {
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
-        instance.metrics.inc(metrics, InstanceCounter::failures(Failure::Connect));
+        instance
+            .metrics
+            .inc(metrics, InstanceCounter::failures(Failure::Connect));
         let jitter = self.tools.rng.unit();
         if instance.breaker.unreachable(now_ms(), jitter, picked.trial) {
             self.left_out(instance, format!("cannot be reached ({why})"));
@@ -139,15 +140,22 @@ impl Exchange {
     pub fn charge_failure(&self, picked: &Picked, failure: Failure) {
         let instance = picked.instance();
         self.avoid.borrow_mut().push(instance.index);
-        instance.metrics.inc(&self.tools.metrics, InstanceCounter::failures(failure));
+        instance
+            .metrics
+            .inc(&self.tools.metrics, InstanceCounter::failures(failure));
         let jitter = self.tools.rng.unit();
         if instance.breaker.failed(now_ms(), jitter, picked.trial) {
-            self.left_out(instance, format!("keeps failing (last: {})", failure.name()));
+            self.left_out(
+                instance,
+                format!("keeps failing (last: {})", failure.name()),
+            );
         }
     }
 
     fn left_out(&self, instance: &Instance, why: String) {
-        instance.metrics.inc(&self.tools.metrics, InstanceCounter::ejections());
+        instance
+            .metrics
+            .inc(&self.tools.metrics, InstanceCounter::ejections());
         log::limited_for("breaker", &instance.name, log::Level::Warning, || {
             let (role, name) = (instance.role.name(), &instance.name);
             format!("{role} {name} {why}: left out of choice for a while")

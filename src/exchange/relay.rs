@@ -192,7 +192,7 @@ impl Opened {
             return;
         }
         let guard = x.slot.watch_upstream(self.lease.stream.fd());
-        x.slot.arm(Wait::Release, x.tools.config.timeouts.release);
+        x.slot.arm(Wait::Release, x.config.timeouts.release);
         let buf = x.tools.buffers.lend(CHUNK);
         let (_, buf) = self.lease.stream.read(buf).await;
         x.tools.buffers.give(buf);
@@ -275,7 +275,7 @@ impl Reply {
 
     async fn pump(&mut self, x: &Exchange, opened: &Opened, relay: &mut Relay) -> Result<(), Stop> {
         let guard = self.slot.watch_upstream(opened.lease.stream.fd());
-        let timeouts = &x.tools.config.timeouts;
+        let timeouts = &x.config.timeouts;
         let bulk = matches!(relay.mode, Mode::Length(n) if n > CHUNK as u64);
         if opened.fetching() {
             self.slot.when_gone(OnGone::Finish(timeouts.release));
@@ -290,6 +290,7 @@ impl Reply {
             let (result, back) = opened.lease.stream.read(buf).await;
             buf = back;
             self.slot.when_gone(OnGone::Cut);
+            x.touch(&opened.picked);
             if self.slot.fired().is_some() {
                 break Err(self.ended_by_us(x, opened, relay).await);
             }

@@ -51,7 +51,10 @@ pub struct Releases {
 
 impl Releases {
     pub fn new(max: usize) -> Releases {
-        Releases { max, ..Releases::default() }
+        Releases {
+            max,
+            ..Releases::default()
+        }
     }
 
     pub fn pending(&self) -> usize {
@@ -123,11 +126,18 @@ pub async fn run(tools: Rc<Tools>) {
             let held = tools.metrics.hold(Gauge::releases_pending(), 1);
             let prefill = release.prefill.clone();
             let released = one(&tools, release).await;
-            let outcome = if released { Outcome::Released } else { Outcome::ExpiredUnreleased };
+            let outcome = if released {
+                Outcome::Released
+            } else {
+                Outcome::ExpiredUnreleased
+            };
             tools.metrics.inc(Counter::kv_grants(outcome));
             if !released {
                 log::limited_for("release", &prefill.name, log::Level::Warning, || {
-                    format!("a KV grant of prefill {} could not be released", prefill.name)
+                    format!(
+                        "a KV grant of prefill {} could not be released",
+                        prefill.name
+                    )
                 });
             }
             drop(held);
@@ -139,11 +149,13 @@ pub async fn run(tools: Rc<Tools>) {
 /// True if a D has taken the params and was ended in the right way.
 async fn one(tools: &Rc<Tools>, release: Release) -> bool {
     let slot = tools.sweep.orphan();
-    slot.begin_request(tools.config.timeouts.release);
+    slot.begin_request(tools.config().timeouts.release);
     let trace = Trace::new(std::time::Instant::now());
     let x = Exchange::new(tools, release.request, slot, trace);
     loop {
-        let Ok(decode) = x.pick(Role::Decode) else { return false };
+        let Ok(decode) = x.pick(Role::Decode) else {
+            return false;
+        };
         let refuser = decode.instance().index;
         let warm = tools.met.warm(&release.prefill, decode.instance());
         match deliver(&x, decode, &release.params, warm).await {

@@ -3,10 +3,12 @@
 use std::io;
 use std::rc::Rc;
 
+use crate::config::Config;
 use crate::error::Error;
 use crate::net::buffer::{LARGE, SMALL};
 use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
+use crate::shared::Snapshot;
 use crate::wire::head::{Framing, Name, ResponseHead};
 use crate::wire::openai::error_body;
 
@@ -19,6 +21,7 @@ pub struct Reply {
     pub client: Rc<Stream>,
     pub slot: Rc<Slot>,
     pub tools: Rc<Tools>,
+    config: Snapshot<Config>,
     pub http11: bool,
     pub to_head: bool,
     /// The connection will serve another request.
@@ -43,6 +46,7 @@ impl Reply {
         Reply {
             client,
             slot,
+            config: tools.config(),
             tools,
             http11: true,
             to_head: false,
@@ -58,7 +62,7 @@ impl Reply {
     pub async fn write(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         self.committed = true;
         self.slot
-            .arm(Wait::ClientWrite, self.tools.config.timeouts.client_write);
+            .arm(Wait::ClientWrite, self.config.timeouts.client_write);
         let length = bytes.len() as u64;
         let (result, back) = self.client.write_all(bytes).await;
         self.slot.disarm();

@@ -136,12 +136,21 @@ impl Exchange {
         }
     }
 
+    /// A byte came from the instance.
+    pub(super) fn touch(&self, picked: &Picked) {
+        picked.instance().touch(self.tools.sweep.clock.coarse_ms());
+    }
+
     fn note_instance(&self, role: Role, picked: &Picked) {
         let at = match role {
             Role::Prefill | Role::Encode => &self.trace.prefill_at,
             Role::Decode | Role::Aggregated => &self.trace.decode_at,
         };
         *at.borrow_mut() = Some(picked.instance().name.clone());
+        if picked.instance().load.read().requests <= 1 {
+            // It was idle: its silence begins now.
+            self.touch(picked);
+        }
         picked
             .instance()
             .metrics
@@ -208,7 +217,7 @@ impl Exchange {
         let targets = instance.targets.get();
         let mut last = io::Error::other("its name has no address (yet)");
         for target in targets.iter() {
-            self.slot.arm(Wait::Connect, tools.config.timeouts.connect);
+            self.slot.arm(Wait::Connect, self.config.timeouts.connect);
             let mut guard = None;
             let result = Stream::connect(target, tools.driver, |fd| {
                 guard = Some(self.slot.watch_upstream(fd));
@@ -241,7 +250,7 @@ impl Exchange {
         leg: &Leg,
         pieces: &[Piece],
     ) -> Result<Opened, (Picked, Failed)> {
-        let timeouts = &self.tools.config.timeouts;
+        let timeouts = &self.config.timeouts;
         let guard = self.slot.watch_upstream(lease.stream.fd());
         let limit = match leg.wait() {
             Wait::Prefill => timeouts.prefill,
@@ -287,6 +296,7 @@ impl Exchange {
         head_len: usize,
         began: Instant,
     ) -> Result<Opened, (Picked, Failed)> {
+        self.touch(&picked);
         if head.status >= 500 {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
@@ -313,7 +323,7 @@ impl Exchange {
 
     /// What a client's leaving does to this leg; see `release.rs` for why it is not always the end.
     pub(super) fn on_gone(&self, leg: &Leg, picked: &Picked) -> OnGone {
-        let release = self.tools.config.timeouts.release;
+        let release = self.config.timeouts.release;
         match &leg.grant {
             Some(grant) if !self.tools.met.warm(&grant.prefill, picked.instance()) => {
                 OnGone::Finish(release)
@@ -400,7 +410,7 @@ impl Exchange {
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
         out.extend_from_slice(host_of(&picked.instance().name).as_bytes());
         out.extend_from_slice(b"\r\n");
-        let key = self.tools.config.openai_api_key.as_ref();
+        let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
         for field in request.head.fields.iter() {
             let skip = match field.kind {
@@ -436,7 +446,7 @@ impl Exchange {
 
     /// Reads up to the end of the final (not 1xx) head. `None`: the peer ended before a single byte.
     async fn read_head(&self, lease: &Lease, leg: &Leg) -> Result<Option<Head>, ReadFailed> {
-        let max = self.tools.config.limits.head_bytes_max;
+        let max = self.config.limits.head_bytes_max;
         let mut buf = self.tools.buffers.lend(SMALL);
         let mut scan = HeadScan::default();
         loop {

@@ -208,6 +208,10 @@ sampled! {
         "pdrelay_instance_healthy", "1 if the last health probe passed.";
     InstanceEjected(role, instance) Gauge
         "pdrelay_instance_ejected", "1 while the instance is out of choice after failures.";
+    InstanceWedged(role, instance) Gauge
+        "pdrelay_instance_wedged", "1 while the instance holds requests and has been silent for too long.";
+    InstanceDraining(role, instance) Gauge
+        "pdrelay_instance_draining", "1 while the instance takes no new requests.";
     Shard(shard, driver) Gauge
         "pdrelay_shard_info", "The I/O driver that a shard runs on.";
     Build(version) Gauge

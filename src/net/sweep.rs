@@ -114,20 +114,28 @@ pub struct Clock {
     now_ms: Cell<u64>,
 }
 
+/// One origin for the clocks of all threads, so that what one notes another can compare.
+pub fn process_origin() -> std::time::Instant {
+    static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    *ORIGIN.get_or_init(std::time::Instant::now)
+}
+
 impl Clock {
     pub fn new() -> Rc<Clock> {
-        Rc::new(Clock {
-            origin: std::time::Instant::now(),
+        let clock = Clock {
+            origin: process_origin(),
             now_ms: Cell::new(0),
-        })
+        };
+        clock.tick();
+        Rc::new(clock)
     }
 
-    /// Milliseconds since the shard started, up to 100 ms old.
+    /// Milliseconds on the process's clock, up to 100 ms old.
     pub fn coarse_ms(&self) -> u64 {
         self.now_ms.get()
     }
 
-    /// How long after the shard's start `then` was.
+    /// Where `then` is on the process's clock.
     pub fn since_start(&self, then: std::time::Instant) -> Duration {
         then.saturating_duration_since(self.origin)
     }

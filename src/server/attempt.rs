@@ -66,11 +66,13 @@ pub fn finish(x: Exchange, endpoint: Endpoint, end: log::End) -> Outcome {
 /// Runs the script until it succeeds, or fails in a way that another try would not mend, or there is no
 /// try left. Never after the first byte reached the client.
 async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), Error> {
-    let retry = &x.tools.config.retry;
+    let retry = &x.config.retry;
     let mut tries = if retry.enabled { retry.max_retries } else { 0 };
     x.tools.budget.earn();
     loop {
-        let Err(stop) = shard.shared.handshake.run(x, reply).await else { return Ok(()) };
+        let Err(stop) = shard.shared.handshake.run(x, reply).await else {
+            return Ok(());
+        };
         let open = !reply.committed && x.slot.fired().is_none();
         if let Some(reason) = again(x, &stop).filter(|_| open && tries > 0)
             && x.tools.budget.spend(x.tools.sweep.clock.coarse_ms())
@@ -98,7 +100,7 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
 
 /// Might another try succeed? 4xx are answers, whoever gave them.
 fn again(x: &Exchange, stop: &Stop) -> Option<Retry> {
-    let listed = &x.tools.config.retry.retryable_status_codes;
+    let listed = &x.config.retry.retryable_status_codes;
     match stop {
         Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
         Stop::Again(_) => Some(Retry::Reset),
@@ -116,24 +118,31 @@ fn decode_only(x: &Exchange, stop: &Stop) -> bool {
         Stop::Broken(_) => false,
     };
     failed
-        && x.tools.config.prefill_failure == PrefillFailure::DecodeOnly
+        && x.config.prefill_failure == PrefillFailure::DecodeOnly
         && x.trace.stage.get() == Stage::Prefill
         && !x.without_prefill.get()
 }
 
 /// Waits before try number `attempt`, but only if there is nobody new to ask.
 async fn back_off(x: &Exchange, attempt: u32) {
-    let retry = &x.tools.config.retry;
+    let retry = &x.config.retry;
     let avoided = x.avoid.borrow();
-    let role = avoided.last().and_then(|i| x.cluster.instances.iter().find(|one| one.index == *i));
+    let role = avoided
+        .last()
+        .and_then(|i| x.cluster.instances.iter().find(|one| one.index == *i));
     let fresh = role.is_some_and(|failed| {
-        x.cluster.role(failed.role).iter().any(|one| !avoided.contains(&one.index))
+        x.cluster
+            .role(failed.role)
+            .iter()
+            .any(|one| !avoided.contains(&one.index))
     });
     drop(avoided);
     if fresh {
         return;
     }
-    let factor = retry.backoff_multiplier.powi(attempt.saturating_sub(1) as i32);
+    let factor = retry
+        .backoff_multiplier
+        .powi(attempt.saturating_sub(1) as i32);
     let jitter = 1.0 + retry.jitter_factor * (2.0 * x.tools.rng.unit() - 1.0);
     let wait = retry.initial_backoff.as_secs_f64() * factor * jitter;
     let mut left = Duration::from_secs_f64(wait.clamp(0.0, retry.max_backoff.as_secs_f64()));
@@ -189,7 +198,7 @@ impl Drop for Admitted {
 
 /// Checks the body and indexes it; takes one unit of the in-flight limit.
 fn admit(shard: &Rc<Shard>, request: &mut Request) -> Result<Admitted, Error> {
-    let config = &shard.tools.config;
+    let config = shard.tools.config();
     let bad = |what: String| Error::new(Kind::BadRequest, Stage::Body, what);
     let body = request.body();
     if simdutf8::basic::from_utf8(body).is_err() {

@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use crate::error::{Error, Kind, Stage};
-use crate::exchange::reply::Own;
+use crate::error::{Error, Kind};
 use crate::exchange::{Reply, Request, Trace};
 use crate::id;
 use crate::log;
@@ -24,7 +23,7 @@ use crate::wire::head::{Framing, Method, Name};
 use super::intake::{self, Arrived, NoRequest};
 use super::shard::Shard;
 use super::surface::{Route, native};
-use super::{attempt, control, forward};
+use super::{attempt, forward, pages};
 
 /// How long a client that was answered early may take to read the answer before its bytes are cut off.
 const LINGER: Duration = Duration::from_secs(2);
@@ -117,7 +116,8 @@ impl Client {
         reply.http11 = head.http11;
         reply.to_head = head.method == Method::Head;
         reply.keep_alive = head.keep_alive && !self.shard.draining();
-        let forwarded = &self.shard.tools.config.forward;
+        let config = self.shard.tools.config();
+        let forwarded = &config.forward;
         let route = self
             .inbox
             .look(|b| native::route(head.method, head.path(&b[..arrived.head_len]), forwarded));
@@ -151,7 +151,7 @@ impl Client {
             }
         }
         self.slot
-            .begin_request(self.shard.tools.config.timeouts.request);
+            .begin_request(self.shard.tools.config().timeouts.request);
         let request = self.take(arrived, decoded, early);
         self.inbox.watch();
         self.answer(request.0, request.1, route, reply).await;
@@ -197,7 +197,6 @@ impl Client {
         let metrics = self.shard.tools.metrics.clone();
         metrics.add(Counter::bytes(Direction::In), request.body().len() as u64);
         let mut line = self.line(&request);
-        let id = request.id.clone();
         let _in_flight = metrics.hold(Gauge::requests_in_flight(), 1);
         let outcome = match route {
             Route::Generate(endpoint) => {
@@ -205,7 +204,7 @@ impl Client {
             }
             Route::Forward => forward::forward(&self.shard, request, trace, reply).await,
             own => {
-                let end = self.own(own, &id, reply).await;
+                let end = pages::answer(&self.shard, &request, own, reply).await;
                 Outcome {
                     endpoint: Endpoint::Other,
                     trace,
@@ -216,88 +215,6 @@ impl Client {
         self.account(&mut line, &outcome, reply);
         if let Some(line) = line {
             log::access(line);
-        }
-    }
-
-    async fn own(&self, route: Route, id: &str, reply: &mut Reply) -> log::End {
-        const JSON: &str = "application/json";
-        let json = |status, body| Own {
-            status,
-            content_type: JSON,
-            body,
-            extra: &[],
-        };
-        let result = match route {
-            Route::Health => reply.own(Some(id), json(200, br#"{"status":"ok"}"#)).await,
-            Route::Ready if self.shard.shared.ready() => {
-                reply
-                    .own(Some(id), json(200, br#"{"status":"ready"}"#))
-                    .await
-            }
-            Route::Ready => {
-                let why = match self.shard.draining() {
-                    true => "the proxy is draining",
-                    false => "not every role that the handshake needs has an available instance",
-                };
-                return self.own_error(reply, id, Kind::NoInstance, why).await;
-            }
-            Route::Metrics => {
-                let body = self.shard.render(control::Page::Metrics).await;
-                let content_type = crate::metrics::CONTENT_TYPE;
-                let own = Own {
-                    status: 200,
-                    content_type,
-                    body: &body,
-                    extra: &[],
-                };
-                reply.own(Some(id), own).await
-            }
-            Route::Status => {
-                let body = self.shard.render(control::Page::Status).await;
-                reply.own(Some(id), json(200, &body)).await
-            }
-            Route::MethodNotAllowed(allow) => {
-                let cause = format!("this path takes {allow}");
-                let error = Error::new(Kind::MethodNotAllowed, Stage::Body, cause);
-                let status = error.kind.status();
-                let body =
-                    crate::wire::openai::error_body(&error.to_string(), error.kind.class(), status);
-                let extra = [("allow", allow)];
-                let own = Own {
-                    status,
-                    content_type: JSON,
-                    body: &body,
-                    extra: &extra,
-                };
-                reply.own(Some(id), own).await
-            }
-            _ => {
-                let what = "there is nothing at this path";
-                return self.own_error(reply, id, Kind::NotFound, what).await;
-            }
-        };
-        if result.is_ok() {
-            log::End::Ok
-        } else {
-            log::End::ClientGone
-        }
-    }
-
-    async fn own_error(
-        &self,
-        reply: &mut Reply,
-        id: &str,
-        kind: Kind,
-        what: &'static str,
-    ) -> log::End {
-        let error = Error::new(kind, Stage::Body, what);
-        self.shard
-            .tools
-            .metrics
-            .inc(Counter::request_errors(ErrorKind(kind.index())));
-        match reply.error(Some(id), &error).await {
-            Ok(()) => log::End::Error(kind.name()),
-            Err(_) => log::End::ClientGone,
         }
     }
 

@@ -1,6 +1,7 @@
-//! The control thread: health probes, name resolution, rendered pages. An epoll runtime, off the data
-//! path.
+//! The control thread: health probes, wedge watch, rendered pages, the admin API's changes. An epoll
+//! runtime, off the data path.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -8,37 +9,42 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::cluster::{Health, breaker, health, resolve};
+use crate::cluster::breaker::{State, now_ms};
+use crate::cluster::{Health, Instance, health, resolve};
 use crate::config::Address;
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, shard, status};
+use super::{Shared, admin, shard, status};
 
-/// Pages that are rendered here: a scrape of 64 shards on a shard would be a stutter in every stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Page {
+/// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
+/// would be a stutter in every stream.
+#[derive(Debug, Clone)]
+pub enum Ask {
     Metrics,
     Status,
+    Admin(admin::Ask),
 }
 
 pub enum Letter {
-    Render {
+    Ask {
         shard: usize,
         ticket: u64,
-        page: Page,
+        ask: Ask,
     },
+    /// The cluster has changed: there may be instances that nobody watches yet.
+    Watch,
     Stop,
 }
 
 /// How often DNS names are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+const WEDGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>> {
     sample_instances(&shared);
-    watch_names(&shared)?;
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || match runtime::control() {
@@ -48,17 +54,9 @@ pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>>
 }
 
 async fn run(shared: Arc<Shared>, ear: UnixStream) {
-    let check = &shared.config.health_check;
-    if check.enabled {
-        for instance in shared.cluster.get().instances.iter().cloned() {
-            monoio::spawn(health::watch(
-                instance,
-                check.path.clone(),
-                check.interval,
-                check.timeout,
-            ));
-        }
-    }
+    let mut watched = Watched::default();
+    watched.all_of(&shared);
+    monoio::spawn(watch_wedges(shared.clone()));
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
         Err(error) => return log::error(|| format!("the control thread is deaf: {error}")),
@@ -71,16 +69,14 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
         for letter in shared.control.take() {
             match letter {
                 Letter::Stop => return,
-                Letter::Render {
-                    shard,
-                    ticket,
-                    page,
-                } => {
-                    let body = match page {
-                        Page::Metrics => shared.metrics.render().into_bytes(),
-                        Page::Status => status::render(&shared),
-                    };
-                    shared.shards[shard].post(shard::Letter::Rendered { ticket, body });
+                Letter::Watch => watched.all_of(&shared),
+                Letter::Ask { shard, ticket, ask } => {
+                    let (status, body) = answer(&shared, ask);
+                    shared.shards[shard].post(shard::Letter::Answered {
+                        ticket,
+                        status,
+                        body,
+                    });
                 }
             }
         }
@@ -90,49 +86,117 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     }
 }
 
-/// What only the cluster knows, read at scrape.
-fn sample_instances(shared: &Arc<Shared>) {
-    let weak = Arc::downgrade(shared);
-    shared
-        .metrics
-        .on_scrape(Box::new(move |scrape: &mut Scrape| {
-            let Some(shared) = weak.upgrade() else { return };
-            let now = breaker::now_ms();
-            let flag = |on: bool| if on { 1.0 } else { 0.0 };
-            for one in &shared.cluster.get().instances {
-                let labels = [one.role.name(), &*one.name];
-                let load = one.load.read();
-                scrape.add(Sampled::InstanceInFlight, &labels, load.requests as f64);
-                let healthy = one.health() != Health::Unhealthy;
-                scrape.add(Sampled::InstanceHealthy, &labels, flag(healthy));
-                scrape.add(
-                    Sampled::InstanceEjected,
-                    &labels,
-                    flag(one.breaker.state(now) == breaker::State::Open),
-                );
-            }
-            for (index, driver) in shared.drivers.iter().enumerate() {
-                let name = driver.get().map_or("starting", |d| d.name());
-                scrape.add(Sampled::Shard, &[&index.to_string(), name], 1.0);
-            }
-        }));
+fn answer(shared: &Shared, ask: Ask) -> (u16, Vec<u8>) {
+    match ask {
+        Ask::Metrics => (200, shared.metrics.render().into_bytes()),
+        Ask::Status => (200, status::render(shared)),
+        Ask::Admin(ask) => admin::carry_out(shared, ask),
+    }
 }
 
-/// A thread that looks DNS names up, if there are any: that blocks, even the control thread.
-fn watch_names(shared: &Arc<Shared>) -> io::Result<()> {
-    let named = |address: &Address| match address {
-        Address::Tcp { host, .. } => host.parse::<std::net::IpAddr>().is_err(),
-        Address::Unix(_) => false,
-    };
-    if !shared
+/// Whose health is watched already.
+#[derive(Default)]
+struct Watched {
+    probes: HashSet<usize>,
+    names: bool,
+}
+
+impl Watched {
+    fn all_of(&mut self, shared: &Arc<Shared>) {
+        for instance in &shared.cluster.get().instances {
+            if self.probes.insert(instance.index) {
+                monoio::spawn(probe(shared.clone(), instance.clone()));
+            }
+            if !self.names && named(&instance.address) {
+                self.names = true;
+                if let Err(error) = watch_names(shared) {
+                    log::error(|| format!("names are not looked up again: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Probes one instance until it is taken out of the cluster.
+async fn probe(shared: Arc<Shared>, instance: Arc<Instance>) {
+    let mut failures = 0;
+    while shared
         .cluster
         .get()
         .instances
         .iter()
-        .any(|i| named(&i.address))
+        .any(|one| one.index == instance.index)
     {
-        return Ok(());
+        let check = shared.config.get().health_check.clone();
+        if !check.enabled {
+            instance.set_health(Health::Unknown);
+            monoio::time::sleep(check.interval).await;
+            continue;
+        }
+        failures = health::round(&instance, &check, failures).await;
+        // While it is down, look more often: it should serve within 2 s of its first good answer.
+        let soon = check.interval.min(health::EVERY_WHILE_DOWN);
+        monoio::time::sleep(if failures > 0 { soon } else { check.interval }).await;
     }
+}
+
+/// An instance that holds requests and says nothing for too long takes no more of them, until it says
+/// something or holds none.
+async fn watch_wedges(shared: Arc<Shared>) {
+    loop {
+        monoio::time::sleep(WEDGE_CHECK_EVERY).await;
+        let limit = shared.config.get().health_check.wedge_after.as_millis() as u64;
+        for instance in &shared.cluster.get().instances {
+            let wedged = instance.silent_ms(now_ms()) > limit;
+            if wedged != instance.wedged.swap(wedged, Ordering::Relaxed) {
+                let (role, name) = (instance.role.name(), &instance.name);
+                log::warning(|| match wedged {
+                    true => {
+                        format!("{role} {name} holds requests and has been silent for too long")
+                    }
+                    false => format!("{role} {name} is no longer silent"),
+                });
+            }
+        }
+    }
+}
+
+/// What only the cluster knows, read at scrape.
+fn sample_instances(shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    let sample = move |scrape: &mut Scrape| {
+        let Some(shared) = weak.upgrade() else { return };
+        let now = now_ms();
+        let flag = |on: bool| if on { 1.0 } else { 0.0 };
+        for one in &shared.cluster.get().instances {
+            let labels = [one.role.name(), &*one.name];
+            let load = one.load.read();
+            scrape.add(Sampled::InstanceInFlight, &labels, load.requests as f64);
+            let healthy = one.health() != Health::Unhealthy;
+            scrape.add(Sampled::InstanceHealthy, &labels, flag(healthy));
+            let ejected = one.breaker.state(now) == State::Open;
+            scrape.add(Sampled::InstanceEjected, &labels, flag(ejected));
+            let wedged = one.wedged.load(Ordering::Relaxed);
+            scrape.add(Sampled::InstanceWedged, &labels, flag(wedged));
+            scrape.add(Sampled::InstanceDraining, &labels, flag(one.draining()));
+        }
+        for (index, driver) in shared.drivers.iter().enumerate() {
+            let name = driver.get().map_or("starting", |d| d.name());
+            scrape.add(Sampled::Shard, &[&index.to_string(), name], 1.0);
+        }
+    };
+    shared.metrics.on_scrape(Box::new(sample));
+}
+
+fn named(address: &Address) -> bool {
+    match address {
+        Address::Tcp { host, .. } => host.parse::<std::net::IpAddr>().is_err(),
+        Address::Unix(_) => false,
+    }
+}
+
+/// A thread that looks DNS names up: that blocks, even the control thread.
+fn watch_names(shared: &Arc<Shared>) -> io::Result<()> {
     let weak = Arc::downgrade(shared);
     let look = move || {
         loop {
@@ -141,12 +205,14 @@ fn watch_names(shared: &Arc<Shared>) -> io::Result<()> {
             if shared.draining.load(Ordering::Relaxed) {
                 return;
             }
-            for instance in shared.cluster.get().instances.iter() {
-                let found = if named(&instance.address) {
-                    resolve(&instance.address)
-                } else {
-                    vec![]
-                };
+            for instance in shared
+                .cluster
+                .get()
+                .instances
+                .iter()
+                .filter(|i| named(&i.address))
+            {
+                let found = resolve(&instance.address);
                 // A resolver that fails for a moment must not take the addresses away.
                 if !found.is_empty() && found != **instance.targets.get() {
                     instance.targets.publish(found);

@@ -33,7 +33,7 @@ fn refused(kind: Kind, cause: impl Into<std::borrow::Cow<'static, str>>) -> NoRe
 
 /// Waits for a head.
 pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, NoRequest> {
-    let config = &shard.tools.config;
+    let config = shard.tools.config();
     let mut scan = HeadScan::default();
     let mut started = None;
     slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
@@ -99,7 +99,7 @@ impl Drop for BodyMemory {
 
 /// May a body of this size come? Asked before 100-continue.
 pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<BodyMemory, Error> {
-    let limits = &shard.tools.config.limits;
+    let limits = &shard.tools.config().limits;
     let bytes = match framing {
         Framing::Length(n) if n > limits.body_bytes_max as u64 => {
             return Err(too_large(limits.body_bytes_max));
@@ -118,7 +118,7 @@ pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<BodyMemory, Error> {
 
 impl BodyMemory {
     fn grow(&mut self, by: usize) -> Result<(), Error> {
-        let max = self.shard.tools.config.limits.body_memory_max;
+        let max = self.shard.tools.config().limits.body_memory_max;
         let held = self.shard.body_memory.get();
         if held + by > max {
             let what = "request bodies hold limits.body_memory_max on this shard; try again";
@@ -168,7 +168,7 @@ async fn chunked(
     head_len: usize,
     memory: &mut BodyMemory,
 ) -> Result<Vec<u8>, NoRequest> {
-    let max = shard.tools.config.limits.body_bytes_max;
+    let max = shard.tools.config().limits.body_bytes_max;
     let mut scan = ChunkScan::default();
     let mut body = Vec::new();
     loop {
@@ -191,7 +191,7 @@ async fn chunked(
 }
 
 async fn more(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<(), NoRequest> {
-    slot.arm(Wait::Body, shard.tools.config.timeouts.body);
+    slot.arm(Wait::Body, shard.tools.config().timeouts.body);
     if inbox.more().await {
         return Ok(());
     }

@@ -10,6 +10,7 @@
 //!                                     -> attempt -> <handshake>   |  forward  |  own answer
 //! ```
 
+pub mod admin;
 pub mod attempt;
 pub mod connection;
 pub mod control;
@@ -17,6 +18,8 @@ pub mod cores;
 pub mod forward;
 pub mod intake;
 pub mod mailbox;
+pub mod pages;
+pub mod reload;
 pub mod shard;
 pub mod status;
 pub mod surface;
@@ -24,7 +27,7 @@ pub mod surface;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,7 +37,7 @@ use crate::error::KINDS;
 use crate::exchange::Policies;
 use crate::handshake::{self, Handshake};
 use crate::log;
-use crate::metrics::Metrics;
+use crate::metrics::{Gauge, Metrics};
 use crate::net::runtime::Driver;
 use crate::net::{limit, listen};
 use crate::policy;
@@ -43,7 +46,7 @@ use mailbox::Mailbox;
 
 /// What all threads share. Read-mostly; what changes per request lives in the shards.
 pub struct Shared {
-    pub config: Arc<Config>,
+    pub config: Arc<Published<Config>>,
     pub cluster: Arc<Published<Cluster>>,
     pub handshake: Box<dyn Handshake>,
     pub handshake_spec: &'static handshake::Spec,
@@ -56,6 +59,8 @@ pub struct Shared {
     pub draining: AtomicBool,
     pub shards: Vec<Mailbox<shard::Letter>>,
     pub control: Mailbox<control::Letter>,
+    /// Held while the cluster is being changed.
+    pub changing: Mutex<()>,
     pub drivers: Vec<std::sync::OnceLock<Driver>>,
     pub open_files_max: u64,
 }
@@ -130,10 +135,15 @@ impl Server {
             shard.post(shard::Letter::Drain);
         }
         let deadline = Instant::now() + limit;
-        while self.shared.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        // Connections first; then the KV of those that left without their answer.
+        let busy = || {
+            self.shared.connections.load(Ordering::Relaxed) > 0
+                || self.shared.metrics.level(Gauge::releases_pending()) > 0
+        };
+        while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let clean = self.shared.connections.load(Ordering::Relaxed) == 0;
+        let clean = !busy();
         self.stop();
         clean
     }
@@ -204,7 +214,7 @@ fn build(
     }
     let (control, control_ear) = Mailbox::new()?;
     let shared = Arc::new(Shared {
-        config: Arc::new(config),
+        config: Arc::new(Published::new(config)),
         cluster: Arc::new(Published::new(cluster)),
         handshake: (spec.build)(),
         handshake_spec: spec,
@@ -217,6 +227,7 @@ fn build(
         shards: mailboxes,
         control,
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
+        changing: Mutex::new(()),
         open_files_max,
     });
     Ok((shared, ears, control_ear))

@@ -16,9 +16,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::load::LoadView;
+use crate::exchange::Tools;
 use crate::exchange::budget::Budget;
 use crate::exchange::release::{self, Met, Releases};
-use crate::exchange::Tools;
 use crate::log;
 use crate::metrics::{Counter, Gauge};
 use crate::net::buffer::Buffers;
@@ -33,9 +33,10 @@ use super::{Shared, connection, control, cores};
 
 /// What other threads tell a shard.
 pub enum Letter {
-    /// The control thread's answer to a render.
-    Rendered {
+    /// The control thread's answer.
+    Answered {
         ticket: u64,
+        status: u16,
         body: Vec<u8>,
     },
     Drain,
@@ -77,7 +78,7 @@ pub struct Shard {
 
 enum Render {
     Waiting(Option<Waker>),
-    Here(Vec<u8>),
+    Here((u16, Vec<u8>)),
 }
 
 fn run(start: Start) {
@@ -139,7 +140,7 @@ async fn serve(start: Start, driver: Driver, line: String) {
 }
 
 fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32) -> Shard {
-    let config = shared.config.clone();
+    let config = shared.config.get();
     let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
     let tools = Tools {
         driver,
@@ -157,7 +158,7 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32
         // Shards start apart, or they would all begin with the same instance.
         rotation: Cell::new(index as u64),
         candidates: RefCell::default(),
-        config,
+        settings: Reader::new(shared.config.clone()),
     };
     Shard {
         index,
@@ -221,7 +222,13 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
         buf = back;
         for letter in shard.shared.shards[shard.index].take() {
             match letter {
-                Letter::Rendered { ticket, body } => shard.rendered(ticket, body),
+                Letter::Answered {
+                    ticket,
+                    status,
+                    body,
+                } => {
+                    shard.answered(ticket, (status, body));
+                }
                 Letter::Drain => shard.drain(),
                 Letter::Stop => return shard.stop(),
             }
@@ -237,7 +244,7 @@ impl Shard {
     pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>) {
         let metrics = self.tools.metrics.clone();
         metrics.inc(Counter::connections_accepted());
-        let limit = self.tools.config.limits.connections_max;
+        let limit = self.tools.config().limits.connections_max;
         if self.shared.connections.fetch_add(1, Ordering::Relaxed) >= limit {
             self.shared.connections.fetch_sub(1, Ordering::Relaxed);
             metrics.inc(Counter::connections_rejected());
@@ -258,17 +265,17 @@ impl Shard {
         self.shared.draining.load(Ordering::Relaxed)
     }
 
-    /// Has the control thread render a page, and waits for it.
-    pub async fn render(&self, page: control::Page) -> Vec<u8> {
+    /// Has the control thread do something, and waits for its answer: a status and a body.
+    pub async fn ask(&self, what: control::Ask) -> (u16, Vec<u8>) {
         let ticket = self.tickets.get();
         self.tickets.set(ticket + 1);
         self.renders
             .borrow_mut()
             .insert(ticket, Render::Waiting(None));
-        self.shared.control.post(control::Letter::Render {
+        self.shared.control.post(control::Letter::Ask {
             shard: self.index,
             ticket,
-            page,
+            ask: what,
         });
         // Dropped if the client leaves meanwhile; then the page is thrown away when it comes.
         let _forget = Forget {
@@ -281,14 +288,14 @@ impl Shard {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            None => Poll::Ready(Vec::new()),
+            None => Poll::Ready((500, Vec::new())),
         })
         .await
     }
 
-    fn rendered(&self, ticket: u64, body: Vec<u8>) {
+    fn answered(&self, ticket: u64, answer: (u16, Vec<u8>)) {
         if let Some(render) = self.renders.borrow_mut().get_mut(&ticket)
-            && let Render::Waiting(Some(waker)) = std::mem::replace(render, Render::Here(body))
+            && let Render::Waiting(Some(waker)) = std::mem::replace(render, Render::Here(answer))
         {
             waker.wake();
         }

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::Shared;
+use crate::cluster::Cluster;
 use crate::cluster::breaker::now_ms;
+use crate::metrics::Gauge;
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -31,6 +33,7 @@ struct Scheduling<'a> {
 struct Limits {
     in_flight: Level,
     connections: Level,
+    kv_releases: Level,
     open_files_max: u64,
 }
 
@@ -52,27 +55,40 @@ struct Instance<'a> {
     address: &'a str,
     health: &'static str,
     breaker: &'static str,
+    wedged: bool,
+    draining: bool,
     requests: i64,
     tokens: i64,
     weight: f64,
 }
 
-pub fn render(shared: &Shared) -> Vec<u8> {
-    let cluster = shared.cluster.get();
+/// The instances alone: what the admin API answers.
+pub fn instances(shared: &Shared) -> Vec<u8> {
+    sonic_rs::to_vec_pretty(&list(&shared.cluster.get())).unwrap_or_default()
+}
+
+fn list(cluster: &Cluster) -> Vec<Instance<'_>> {
     let now = now_ms();
-    let config = &shared.config;
-    let instances = cluster.instances.iter().map(|one| {
+    let list = cluster.instances.iter().map(|one| {
         let load = one.load.read();
         Instance {
             role: one.role.name(),
             address: &one.name,
             health: one.health().name(),
             breaker: one.breaker.state(now).name(),
+            wedged: one.wedged.load(Ordering::Relaxed),
+            draining: one.draining(),
             requests: load.requests,
             tokens: load.tokens,
             weight: one.weight,
         }
     });
+    list.collect()
+}
+
+pub fn render(shared: &Shared) -> Vec<u8> {
+    let cluster = shared.cluster.get();
+    let config = shared.config.get();
     let shards = shared
         .drivers
         .iter()
@@ -101,10 +117,14 @@ pub fn render(shared: &Shared) -> Vec<u8> {
                 now: shared.connections.load(Ordering::Relaxed),
                 max: config.limits.connections_max,
             },
+            kv_releases: Level {
+                now: shared.metrics.level(Gauge::releases_pending()).max(0) as usize,
+                max: config.limits.releases_max * shared.shards.len(),
+            },
             open_files_max: shared.open_files_max,
         },
         shards: shards.collect(),
-        instances: instances.collect(),
+        instances: list(&cluster),
     };
     sonic_rs::to_vec_pretty(&status).unwrap_or_default()
 }

@@ -11,7 +11,11 @@ fn the_engine_gets_exactly_what_the_client_sent() {
         ("/v1/completions", COMPLETION),
     ] {
         let mut client = rig.client();
-        client.send(post_bytes(path, sent, "x-request-id: abc\r\naccept: */*\r\n"));
+        client.send(post_bytes(
+            path,
+            sent,
+            "x-request-id: abc\r\naccept: */*\r\n",
+        ));
         let response = client.response();
         assert_eq!(response.status, 200, "{}", response.text());
         let leg = rig.posts(0).pop().unwrap();

@@ -39,7 +39,11 @@ fn nixl_sends_only_its_own() {
             for leg in [rig.posts(0).pop().unwrap(), rig.posts(1).pop().unwrap()] {
                 let text = body(&leg);
                 assert!(!text.contains("evil"), "{text}");
-                assert_eq!(params_in(text) - text.matches("transfer_mode").count(), 1, "{text}");
+                assert_eq!(
+                    params_in(text) - text.matches("transfer_mode").count(),
+                    1,
+                    "{text}"
+                );
                 serde_json::from_str::<serde_json::Value>(text).expect("JSON");
             }
         }
@@ -48,7 +52,10 @@ fn nixl_sends_only_its_own() {
     let sent = completion("[[eos@1]]", &disguises()[0]);
     assert_eq!(rig.post("/v1/completions", &sent).status, 200);
     assert_eq!(params_in(body(rig.posts(1).last().unwrap())), 0);
-    let batch = format!(r#"{{"model":"dummy","prompt":["a","b"]{}}}"#, disguises()[4]);
+    let batch = format!(
+        r#"{{"model":"dummy","prompt":["a","b"]{}}}"#,
+        disguises()[4]
+    );
     assert_eq!(rig.post("/v1/completions", &batch).status, 200);
     assert_eq!(params_in(body(rig.posts(1).last().unwrap())), 0);
     assert_eq!(rig.sim.ledger().violations, Vec::<String>::new());

@@ -23,7 +23,8 @@ const CHAT_AT_P: &str = r#"{"model":"dummy", "messages":[{"role":"user","content
  "tools":[{"type":"function","function":{"name":"f","parameters":{"max_tokens":5,"n":[3,[4,{"stream":true}]]}}}],
  "response_format":{"type":"text"},"logprobs":true,"x_unknown":{"a":[1.0,1e2,[null]]} KV}"#;
 
-const COMPLETION: &str = r#"{"model":"dummy","prompt":"once upon","max_tokens":5,"logprobs":2,"return_token_ids":true}"#;
+const COMPLETION: &str =
+    r#"{"model":"dummy","prompt":"once upon","max_tokens":5,"logprobs":2,"return_token_ids":true}"#;
 
 const COMPLETION_AT_P: &str = r#"{"model":"dummy","prompt":"once upon","max_tokens":1,"logprobs":2,"return_token_ids":true,"stream":falseKV}"#;
 

@@ -51,7 +51,8 @@ fn each_leg_gets_exactly_what_it_should() {
                 Some(&*leg.body.len().to_string())
             );
         }
-        let common = "authorization content-length content-type host traceparent x-custom x-request-id";
+        let common =
+            "authorization content-length content-type host traceparent x-custom x-request-id";
         assert_eq!(names(&p[0]).join(" "), common);
         // A compressed answer would hide the params, so only D is told what the client accepts.
         assert_eq!(names(&d[0]).join(" "), format!("accept-encoding {common}"));
@@ -65,7 +66,11 @@ fn each_leg_gets_exactly_what_it_should() {
 #[test]
 fn an_id_is_made_once_and_is_the_same_everywhere() {
     let rig = rig("nixl", 1, 1);
-    for bad in ["", "x-request-id: two words\r\n", "x-request-id: \u{e9}\r\n"] {
+    for bad in [
+        "",
+        "x-request-id: two words\r\n",
+        "x-request-id: \u{e9}\r\n",
+    ] {
         let mut client = rig.client();
         client.send(post_bytes("/v1/completions", COMPLETION, bad));
         let response = client.response();
@@ -73,7 +78,11 @@ fn an_id_is_made_once_and_is_the_same_everywhere() {
         let legs = [rig.posts(0).pop().unwrap(), rig.posts(1).pop().unwrap()];
         assert_eq!(id.len(), 36, "{id}");
         for leg in legs {
-            let ids: Vec<_> = leg.headers.iter().filter(|h| h.0 == "x-request-id").collect();
+            let ids: Vec<_> = leg
+                .headers
+                .iter()
+                .filter(|h| h.0 == "x-request-id")
+                .collect();
             assert_eq!(ids, [&("x-request-id".to_owned(), id.clone())]);
         }
     }
@@ -117,7 +126,10 @@ fn a_prefill_that_ended_on_its_first_token_leaves_decode_to_compute() {
     // Null params are not passed on: the body is the client's own, byte for byte.
     assert_eq!(body(&rig.posts(1)[0]), sent);
     assert_eq!(rig.sim.ledger().grants, 0);
-    assert_eq!(rig.metric(r#"pdrelay_kv_grants_total{outcome="none"}"#), 1.0);
+    assert_eq!(
+        rig.metric(r#"pdrelay_kv_grants_total{outcome="none"}"#),
+        1.0
+    );
 }
 
 #[test]
@@ -130,7 +142,10 @@ fn several_choices_of_one_prompt_are_prefilled_once() {
         rig.post("/v1/completions", &sent).json(),
     );
     for choice in [0, 1] {
-        assert_eq!(one["choices"][choice]["text"], two["choices"][choice]["text"]);
+        assert_eq!(
+            one["choices"][choice]["text"],
+            two["choices"][choice]["text"]
+        );
     }
     assert!(body(&rig.posts(0)[0]).contains(r#""n":1"#));
     assert!(body(&rig.posts(1)[0]).contains(r#""n":2"#));

@@ -67,7 +67,10 @@ fn chunked_and_unframed_answers_are_read_whole() {
         let d = Scripted::start(|_, _| Say::Bytes(answer("200 OK", r#"{"choices":[]}"#)));
         let server = pair(&p, &d);
         for _ in 0..2 {
-            {let r = post(&server, &completion("x", "")); assert_eq!(r.status, 200, "{}", r.text());}
+            {
+                let r = post(&server, &completion("x", ""));
+                assert_eq!(r.status, 200, "{}", r.text());
+            }
         }
         assert_eq!(d.bodies().len(), 2);
         assert!(d.bodies().iter().all(|b| b.contains(PARAMS)));

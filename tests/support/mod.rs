@@ -116,6 +116,16 @@ impl Rig {
         all
     }
 
+    /// The sum of all samples of this name on `/metrics` that have these labels (`key="value"`).
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = self.get("/metrics").text();
+        let of = |line: &&str| {
+            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|l| line.contains(l))
+        };
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        page.lines().filter(of).filter_map(value).sum()
+    }
+
     /// The value of one sample on `/metrics`, by its exact name and labels; 0 if it is not there.
     pub fn metric(&self, sample: &str) -> f64 {
         let page = self.get("/metrics").text();

@@ -60,6 +60,16 @@ wait_up() { # tag
   return 1
 }
 
+# On a CPU, the NixlConnector pins each worker to the last core of its NUMA node. Workers that wait spin there, so
+# that engines on one machine starve each other and a hand-over may outlast the 30 s for which P holds the KV.
+unpin() { # tag
+  local cores pid
+  [ "$KV_DEVICE" = cpu ] && command -v taskset >/dev/null || return 0
+  cores=$(taskset -cp $$ | sed 's/.*: //')
+  for pid in $(pgrep -g "$(cat "$RT/$1.pid")"); do taskset -acp "$cores" "$pid" >/dev/null 2>&1; done
+  return 0
+}
+
 stop() { # tag [signal]
   local pid=$RT/$1.pid group
   [ -f "$pid" ] || return 0
@@ -92,7 +102,7 @@ case $command in
     tags=(${@:-ref p0 d0})
     began=$SECONDS
     for tag in "${tags[@]}"; do start "$tag" || exit 1; done
-    for tag in "${tags[@]}"; do wait_up "$tag" || exit 1; done
+    for tag in "${tags[@]}"; do wait_up "$tag" && unpin "$tag" || exit 1; done
     echo "engines up after $((SECONDS - began)) s: ${tags[*]}"
     ;;
   down) for tag in ${@:-$(running)}; do stop "$tag"; done ;;

@@ -21,7 +21,17 @@ pub enum Route {
     Ready,
     Metrics,
     Status,
+    /// The admin API.
+    Admin(AdminPath),
     NotFound,
     /// The path exists, but not with this method; what it allows.
     MethodNotAllowed(&'static str),
+}
+
+/// A path of the admin API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminPath {
+    Instances,
+    Drain,
+    Resume,
 }

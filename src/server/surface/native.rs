@@ -1,6 +1,6 @@
 //! pdrelay's own face: the OpenAI paths, the engines' inference paths, and the operator's four.
 
-use super::Route;
+use super::{AdminPath, Route};
 use crate::metrics::Endpoint;
 use crate::wire::head::Method;
 
@@ -25,8 +25,8 @@ const GET: &str = "GET, HEAD";
 
 /// `forward`: the config's extra paths, exact or ending in `*`.
 pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
-    let generate = |endpoint| match method {
-        Method::Post => Route::Generate(endpoint),
+    let post = |route| match method {
+        Method::Post => route,
         _ => Route::MethodNotAllowed("POST"),
     };
     let get = |route| match method {
@@ -34,12 +34,20 @@ pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
         _ => Route::MethodNotAllowed(GET),
     };
     match path {
-        "/v1/chat/completions" => generate(Endpoint::Chat),
-        "/v1/completions" => generate(Endpoint::Completions),
+        "/v1/chat/completions" => post(Route::Generate(Endpoint::Chat)),
+        "/v1/completions" => post(Route::Generate(Endpoint::Completions)),
         "/health" => get(Route::Health),
         "/ready" => get(Route::Ready),
         "/metrics" => get(Route::Metrics),
         "/status" => get(Route::Status),
+        "/admin/instances" => match method {
+            Method::Get | Method::Head | Method::Post | Method::Delete => {
+                Route::Admin(AdminPath::Instances)
+            }
+            _ => Route::MethodNotAllowed("GET, HEAD, POST, DELETE"),
+        },
+        "/admin/instances/drain" => post(Route::Admin(AdminPath::Drain)),
+        "/admin/instances/resume" => post(Route::Admin(AdminPath::Resume)),
         "/v1/models" => get(Route::Forward),
         _ if forwarded(path, forward) => match method {
             Method::Other => {

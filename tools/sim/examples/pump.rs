@@ -86,7 +86,6 @@ async fn pair(p: SocketAddr, d: SocketAddr, prompt: String, tally: Rc<Tally>) {
         };
         if decoded.is_none() {
             tally.bad.set(tally.bad.get() + 1);
-            eprintln!("bad: {}", String::from_utf8_lossy(&d.input));
             return;
         }
         tally.calls.set(tally.calls.get() + 2);

@@ -59,7 +59,7 @@ impl Client {
         let stream = TcpStream::connect(address).expect("connect");
         stream.set_nodelay(true).unwrap();
         stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
+            .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         Client {
             stream,
@@ -79,7 +79,7 @@ impl Client {
                 self.seen.extend_from_slice(&bytes[..n]);
                 true
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("no answer within 5 s"),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("no answer within 20 s"),
             _ => false,
         }
     }
@@ -244,14 +244,11 @@ pub fn trio(change: impl Fn(&mut EngineOptions)) -> (Sim, SocketAddr, SocketAddr
     (sim, p, d, both)
 }
 
-/// Waits until `done`, for at most two seconds.
+/// Waits until `done`, for at most ten seconds.
 pub fn soon(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(2),
-            "not within two seconds: {what}"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(10), "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

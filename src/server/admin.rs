@@ -1,0 +1,179 @@
+//! The admin API: instances added, drained, resumed and removed at run time.
+//!
+//! | request | body | answers |
+//! |---|---|---|
+//! | `GET /admin/instances` | | 200, the list as in `/status` |
+//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200","weight":1.0}` | 200; 409 if it is there |
+//! | `POST /admin/instances/drain` | `{"role":..,"address":..}` | 200: no new requests; 404 if unknown |
+//! | `POST /admin/instances/resume` | the same | 200: takes requests again |
+//! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
+//!
+//! All need the key (`admin_api_key`, or the variable `ADMIN_API_KEY`) as `X-Api-Key` or as a bearer
+//! token: 401 without, 403 when no key is configured at all.
+
+use serde::Deserialize;
+
+use super::Shared;
+use super::surface::AdminPath;
+use crate::cluster::change::{Change, Refused};
+use crate::cluster::{Cluster, resolve};
+use crate::config::{Address, InstanceConfig, Role, Secret};
+use crate::error::{Error, Kind, Stage};
+use crate::exchange::Request;
+use crate::log;
+use crate::wire::head::{Method, Name};
+use crate::wire::openai::error_body;
+
+/// What is asked of the control thread.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    List,
+    Change(Change),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    role: String,
+    address: String,
+    weight: Option<f64>,
+}
+
+/// Is this request allowed, and what does it ask?
+pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<Ask, Error> {
+    authorize(request, key)?;
+    let method = request.head.method;
+    if path == AdminPath::Instances && matches!(method, Method::Get | Method::Head) {
+        return Ok(Ask::List);
+    }
+    let bad = |what: String| Error::new(Kind::BadRequest, Stage::Body, what);
+    let body: Body = serde_json::from_slice(request.body()).map_err(|e| {
+        bad(format!(
+            "the body must be {{\"role\":..,\"address\":..}}: {e}"
+        ))
+    })?;
+    let role = Role::ALL
+        .into_iter()
+        .find(|role| role.name() == body.role)
+        .ok_or_else(|| {
+            bad(format!(
+                "role '{}' is none of encode, prefill, decode, aggregated",
+                body.role
+            ))
+        })?;
+    let address = Address::parse(&body.address).map_err(bad)?;
+    let weight = body.weight.unwrap_or(1.0);
+    if !(weight.is_finite() && weight > 0.0) {
+        return Err(bad("weight must be above 0".into()));
+    }
+    Ok(Ask::Change(match (path, method) {
+        (AdminPath::Drain, _) => Change::Drain(role, address),
+        (AdminPath::Resume, _) => Change::Resume(role, address),
+        (AdminPath::Instances, Method::Delete) => Change::Remove(role, address),
+        (AdminPath::Instances, _) => Change::Add(InstanceConfig {
+            address,
+            role,
+            weight,
+        }),
+    }))
+}
+
+fn authorize(request: &Request, key: Option<&Secret>) -> Result<(), Error> {
+    let Some(key) = key else {
+        let what = "the admin API is off: set admin_api_key, or the variable ADMIN_API_KEY";
+        return Err(Error::new(Kind::Forbidden, Stage::Body, what));
+    };
+    let head = request.head_bytes();
+    let bearer = request.head.fields.find(head, Name::Authorization);
+    let bearer = bearer.and_then(|v| v.strip_prefix(b"Bearer "));
+    let given = request
+        .head
+        .fields
+        .get(head, "x-api-key")
+        .or(bearer)
+        .unwrap_or_default();
+    if same(given, key.0.as_bytes()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unauthorized,
+        Stage::Body,
+        "this needs the admin key, as X-Api-Key",
+    ))
+}
+
+/// Compares in a time that does not tell how much is right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let differ = b
+        .iter()
+        .enumerate()
+        .fold(a.len() ^ b.len(), |differ, (i, byte)| {
+            differ | usize::from(a.get(i).copied().unwrap_or(0) ^ byte)
+        });
+    differ == 0
+}
+
+/// Carries it out, on the control thread. Status and JSON body.
+pub fn carry_out(shared: &Shared, ask: Ask) -> (u16, Vec<u8>) {
+    let change = match ask {
+        Ask::List => return (200, super::status::instances(shared)),
+        Ask::Change(change) => change,
+    };
+    match apply(shared, std::slice::from_ref(&change)) {
+        Ok(()) => {
+            log::warning(|| format!("admin: {change:?}"));
+            (200, super::status::instances(shared))
+        }
+        Err(Refused::Exists(what)) => (
+            409,
+            error_body(
+                &format!("{what} is in the list already"),
+                "invalid_request_error",
+                409,
+            ),
+        ),
+        Err(Refused::Unknown(what)) => (
+            404,
+            error_body(
+                &format!("{what} is not in the list"),
+                "invalid_request_error",
+                404,
+            ),
+        ),
+    }
+}
+
+/// Applies all of them and publishes the result, or none.
+pub fn apply(shared: &Shared, changes: &[Change]) -> Result<(), Refused> {
+    let breaker = &shared.config.get().circuit_breaker;
+    // One writer at a time: the admin API runs on the control thread, a reload on the main one.
+    let _turn = shared
+        .changing
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut next: Option<Cluster> = None;
+    for change in changes {
+        let before = shared.cluster.get();
+        let before = next.as_ref().unwrap_or(&before);
+        next = Some(before.after(change, breaker, &shared.metrics)?);
+    }
+    if let Some(next) = next {
+        for instance in next.instances.iter().filter(|i| i.targets.get().is_empty()) {
+            instance.targets.publish(resolve(&instance.address));
+        }
+        shared.cluster.publish(next);
+        shared.control.post(super::control::Letter::Watch);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn keys_compare_whole() {
+        assert!(super::same(b"secret", b"secret"));
+        for wrong in ["", "s", "secre", "secreT", "secrets"] {
+            assert!(!super::same(wrong.as_bytes(), b"secret"), "{wrong}");
+        }
+    }
+}

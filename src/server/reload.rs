@@ -1,0 +1,65 @@
+//! Reload: a new configuration for a running proxy. What runs keeps the old one to its end.
+
+use crate::cluster::change;
+use crate::config::Config;
+use crate::log;
+
+use super::{Server, admin};
+
+impl Server {
+    /// Applies what can be applied without a restart, and says what cannot. All or nothing: a
+    /// configuration that is refused changes nothing.
+    pub fn reload(&self, mut new: Config) -> Result<(), String> {
+        let shared = &self.shared;
+        let old = shared.config.get();
+        let fixed = needs_restart(&old, &new);
+        if !fixed.is_empty() {
+            log::warning(|| format!("reload: {} change only with a restart", fixed.join(", ")));
+        }
+        new.host.clone_from(&old.host);
+        new.port = old.port;
+        new.handshake.clone_from(&old.handshake);
+        new.cores = old.cores.clone();
+        new.scheduling = old.scheduling.clone();
+        let changes = change::between(&old, &new);
+        // Added by hand before, or removed by hand: then that part of the file is already so.
+        let cluster = shared.cluster.get();
+        let listed = |role, address: &_| cluster.role(role).iter().any(|i| i.address == *address);
+        let changes: Vec<_> = changes
+            .into_iter()
+            .filter(|change| match change {
+                change::Change::Remove(role, address) => listed(*role, address),
+                _ => true,
+            })
+            .collect();
+        admin::apply(shared, &changes).map_err(|refused| format!("{refused:?}"))?;
+        let count = changes.len();
+        shared.config.publish(new);
+        log::warning(|| format!("reload: done, {count} changes of instances"));
+        Ok(())
+    }
+}
+
+/// Keys that differ and are read only at the start.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let keys = [
+        ("host", old.host == new.host),
+        ("port", old.port == new.port),
+        ("handshake", old.handshake == new.handshake),
+        ("shards, cpus or numa", old.cores == new.cores),
+        ("scheduling", old.scheduling == new.scheduling),
+        ("log_level", old.log_level == new.log_level),
+        (
+            "timeouts.pool_idle",
+            old.timeouts.pool_idle == new.timeouts.pool_idle,
+        ),
+        (
+            "limits.releases_max",
+            old.limits.releases_max == new.limits.releases_max,
+        ),
+    ];
+    keys.into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(key, _)| key)
+        .collect()
+}

@@ -1,0 +1,108 @@
+//! An engine that is back serves again within two seconds, however long it was away.
+
+use std::time::{Duration, Instant};
+
+use super::{ask, standing};
+use crate::support::{Rig, engines, eventually, rig_with};
+
+const AT_MOST: Duration = Duration::from_secs(2);
+
+fn probed(p: usize, d: usize) -> Rig {
+    rig_with("nixl", engines(p, d), |c| {
+        c.health_check.interval = Duration::from_millis(100);
+        // Long enough that only a probe can bring an instance back in time.
+        c.circuit_breaker.ejection_initial = Duration::from_secs(25);
+    })
+}
+
+#[test]
+fn health_probes_bring_an_ejected_instance_back() {
+    let rig = probed(1, 1);
+    for engine in [0, 1] {
+        eventually("all are healthy", || ask(&rig).status == 200);
+        rig.sim.kill(engine);
+        assert_eq!(ask(&rig).status, 502);
+        eventually("it is seen to be down", || {
+            let now = standing(&rig, engine);
+            now["health"] == "unhealthy" && now["ejected"] == true
+        });
+        assert_eq!(rig.get("/ready").status, 503);
+        rig.sim.restart(engine);
+        let back = Instant::now();
+        eventually("it serves again", || rig.get("/ready").status == 200);
+        assert!(back.elapsed() < AT_MOST, "{:?}", back.elapsed());
+        assert_eq!(ask(&rig).status, 200);
+        let now = standing(&rig, engine);
+        assert_eq!((&now["health"], &now["ejected"]), (&"healthy".into(), &false.into()));
+    }
+}
+
+/// Of two, the one that is back gets its share again.
+#[test]
+fn the_load_is_shared_again() {
+    let rig = probed(1, 2);
+    rig.sim.kill(1);
+    (0..4).for_each(|_| assert_eq!(ask(&rig).status, 200));
+    assert_eq!(rig.posts(1).len(), 0);
+    rig.sim.restart(1);
+    let back = Instant::now();
+    eventually("it is asked again", || {
+        assert_eq!(ask(&rig).status, 200);
+        !rig.posts(1).is_empty()
+    });
+    assert!(back.elapsed() < AT_MOST, "{:?}", back.elapsed());
+}
+
+/// Without probes one request at a time tries it, when its term is over; the others do not wait for that.
+#[test]
+fn without_probes_one_request_tries() {
+    let rig = rig_with("nixl", engines(1, 2), |c| {
+        c.health_check.enabled = false;
+        c.circuit_breaker.ejection_initial = Duration::from_millis(300);
+    });
+    rig.sim.kill(1);
+    eventually("it is left out", || {
+        assert_eq!(ask(&rig).status, 200);
+        standing(&rig, 1)["ejected"] == true
+    });
+    rig.sim.restart(1);
+    let back = Instant::now();
+    eventually("it is tried again", || {
+        assert_eq!(ask(&rig).status, 200);
+        !rig.posts(1).is_empty()
+    });
+    assert!(back.elapsed() < AT_MOST, "{:?}", back.elapsed());
+    assert_eq!(standing(&rig, 1)["ejected"], false);
+}
+
+#[test]
+fn a_flapping_probe_costs_nobody_a_request() {
+    let rig = rig_with("nixl", engines(1, 2), |c| {
+        c.health_check.interval = Duration::from_millis(10);
+    });
+    let (mut seen_down, mut seen_up) = (false, false);
+    for round in 0..60 {
+        let fault = (round / 10 % 2 == 0).then_some(pdsim::Fault::Status(503));
+        // Only the probes of D0 fail; requests are sent to both.
+        if round % 10 == 0 {
+            rig.sim.set_fault(1, fault);
+        }
+        let before = rig.posts(1).len();
+        let response = ask(&rig);
+        let asked_the_faulty = rig.posts(1).len() > before && fault.is_some();
+        assert!(response.status == 200 || asked_the_faulty, "{}", response.text());
+        match standing(&rig, 1)["health"].as_str().unwrap() {
+            "unhealthy" => seen_down = true,
+            "healthy" => seen_up = true,
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(seen_down && seen_up);
+    // An instance that is unhealthy is not asked.
+    rig.sim.set_fault(1, Some(pdsim::Fault::Status(503)));
+    eventually("it is unhealthy", || standing(&rig, 1)["health"] == "unhealthy");
+    let before = rig.posts(1).len();
+    (0..10).for_each(|_| assert_eq!(ask(&rig).status, 200));
+    assert_eq!(rig.posts(1).len(), before);
+}

@@ -1,0 +1,142 @@
+//! Every wait for a client has an end: heads, bodies, the next request, a reader that does not read.
+
+use std::thread;
+use std::time::Instant;
+
+use crate::support::{Client, Rig, completion, engine, eventually};
+
+use super::{End, ms, patience, quiet, rest_of, time_until};
+
+fn impatient() -> Rig {
+    let engines = vec![engine(pdsim::Role::Both)];
+    quiet("aggregated", engines, |c| {
+        c.timeouts.head = ms(200);
+        c.timeouts.body = ms(200);
+        c.timeouts.keep_alive = ms(300);
+        c.timeouts.client_write = ms(200);
+        c.cores.shards = Some(1);
+    })
+}
+
+fn gets_408(client: &mut Client) {
+    let response = client.response();
+    assert_eq!(response.status, 408, "{}", response.text());
+    assert_eq!(response.header("connection"), Some("close"));
+    assert_eq!(response.json()["error"]["code"], 408);
+    assert_eq!(rest_of(client), (vec![], End::Fin));
+}
+
+#[test]
+fn a_head_that_stops_is_a_408() {
+    let rig = impatient();
+    for part in ["G", "GET /health", "GET /health HTTP/1.1\r\nhost: t\r\n", "\r\nG"] {
+        let mut client = rig.client();
+        let began = Instant::now();
+        client.send(part);
+        gets_408(&mut client);
+        let took = began.elapsed();
+        assert!(took >= ms(200) && took < ms(600), "{took:?} for {part:?}");
+    }
+}
+
+/// Bytes that keep dripping do not buy time.
+#[test]
+fn a_head_that_drips_is_a_408() {
+    let rig = impatient();
+    let mut client = rig.client();
+    let began = Instant::now();
+    let mut writer = client.stream.try_clone().unwrap();
+    let drip = thread::spawn(move || {
+        use std::io::Write;
+        for byte in b"GET /health HTTP/1.1\r\nhost: t\r\n" {
+            if writer.write_all(&[*byte]).is_err() {
+                return;
+            }
+            thread::sleep(ms(40));
+        }
+    });
+    let response = client.response();
+    assert_eq!(response.status, 408);
+    assert!(began.elapsed() < ms(600));
+    drop(client);
+    drip.join().unwrap();
+}
+
+#[test]
+fn a_body_that_stops_is_a_408() {
+    let rig = impatient();
+    for (framing, part) in [
+        ("content-length: 100", "{\"prompt\":"),
+        ("content-length: 100", ""),
+        ("transfer-encoding: chunked", ""),
+        ("transfer-encoding: chunked", "5\r\n{\"pro"),
+        ("transfer-encoding: chunked", "1\r\n{\r\n0\r\n"),
+        ("expect: 100-continue\r\ncontent-length: 5", ""),
+    ] {
+        let mut client = rig.client();
+        client.send(format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n{part}"
+        ));
+        gets_408(&mut client);
+    }
+    assert_eq!(rig.posts(0).len(), 0);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let rig = impatient();
+    for ask in [false, true] {
+        let mut client = rig.client();
+        if ask {
+            assert_eq!(client.get("/health").status, 200);
+        }
+        let began = Instant::now();
+        assert_eq!(rest_of(&mut client), (vec![], End::Fin));
+        let took = began.elapsed();
+        assert!(took >= ms(250) && took < ms(800), "{took:?}");
+    }
+    // The limit is on idleness, not on the connection.
+    let mut client = rig.client();
+    for _ in 0..4 {
+        thread::sleep(ms(150));
+        assert_eq!(client.get("/health").status, 200);
+    }
+}
+
+/// A client that reads nothing is cut off and its engine freed; to a client for which the end of the
+/// connection means the end of the answer it is a reset.
+#[test]
+fn a_reader_that_does_not_read_is_cut() {
+    let rig = impatient();
+    let body = completion("much", r#","max_tokens":60000,"stream":true"#);
+    for version in ["1.1", "1.0"] {
+        let mut client = small_window(&rig);
+        client.send(format!(
+            "POST /v1/completions HTTP/{version}\r\nhost: t\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        eventually("it began", || rig.sim.open_requests(0) == 1);
+        let took = time_until("the engine is free", || rig.sim.open_requests(0) == 0);
+        assert!(took < ms(2000), "{took:?}");
+        eventually("the client is gone", || {
+            rig.metric("pdrelay_connections_open") == 1.0
+        });
+        patience(&client, 2000);
+        let (bytes, end) = rest_of(&mut client);
+        assert!(!String::from_utf8_lossy(&bytes).contains("[DONE]"));
+        if version == "1.0" {
+            assert_eq!(end, End::Reset);
+        }
+    }
+    assert_eq!(rig.post("/v1/completions", &completion("x", "")).status, 200);
+}
+
+fn small_window(rig: &Rig) -> Client {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(8 << 10).unwrap();
+    socket.connect(&rig.server.address.into()).unwrap();
+    Client {
+        stream: socket.into(),
+        rest: Vec::new(),
+    }
+}
