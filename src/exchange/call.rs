@@ -23,7 +23,8 @@ pub struct Answer {
     pub instance: Arc<Instance>,
     bytes: Vec<u8>,
     head_len: usize,
-    body: Vec<u8>,
+    /// The body, if it came chunked; else it follows the head.
+    decoded: Option<Vec<u8>>,
     /// The index of the body; empty if it is no JSON object.
     object: Object,
 }
@@ -34,10 +35,9 @@ impl Answer {
     }
 
     pub fn body(&self) -> &[u8] {
-        if self.body.is_empty() {
-            &self.bytes[self.head_len..]
-        } else {
-            &self.body
+        match &self.decoded {
+            Some(body) => body,
+            None => &self.bytes[self.head_len..],
         }
     }
 
@@ -96,9 +96,14 @@ impl Exchange {
             return Err(Stop::Answer(Box::new(answer)));
         }
         let depth = self.config.limits.json_depth_max;
-        if let Ok(object) = Object::scan(answer.body(), depth) {
-            answer.object = object;
-        }
+        let Ok(object) = Object::scan(answer.body(), depth) else {
+            let what = "its answer is no JSON object";
+            self.avoid.borrow_mut().push(answer.instance.index);
+            return Err(Stop::Again(
+                Error::new(Kind::BadResponse, leg.stage, what).at(&answer.instance.name),
+            ));
+        };
+        answer.object = object;
         if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
             self.cluster
                 .estimate

@@ -123,21 +123,24 @@ fn decode_only(x: &Exchange, stop: &Stop) -> bool {
         && !x.without_prefill.get()
 }
 
-/// Waits before try number `attempt`, but only if there is nobody new to ask.
-async fn back_off(x: &Exchange, attempt: u32) {
-    let retry = &x.config.retry;
+/// Is there an instance of the failed one's role that has not failed this request?
+fn anyone_new(x: &Exchange) -> bool {
     let avoided = x.avoid.borrow();
-    let role = avoided
+    let failed = avoided
         .last()
-        .and_then(|i| x.cluster.instances.iter().find(|one| one.index == *i));
-    let fresh = role.is_some_and(|failed| {
+        .and_then(|i| x.cluster.instances.iter().find(|o| o.index == *i));
+    failed.is_some_and(|failed| {
         x.cluster
             .role(failed.role)
             .iter()
             .any(|one| !avoided.contains(&one.index))
-    });
-    drop(avoided);
-    if fresh {
+    })
+}
+
+/// Waits before try number `attempt`, but only if there is nobody new to ask.
+async fn back_off(x: &Exchange, attempt: u32) {
+    let retry = &x.config.retry;
+    if anyone_new(x) {
         return;
     }
     let factor = retry
