@@ -105,6 +105,8 @@ fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
             drain.as_secs()
         )
     });
+    // Whoever asks a second time does not want to wait.
+    signals.let_through();
     if !server.drain(drain) {
         log::warning(|| "timeouts.drain is over: what still ran was cut off".into());
     }

@@ -49,6 +49,20 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// From here on SIGTERM and SIGINT do what they do to any program: end it at once.
+    pub fn let_through(&self) {
+        // SAFETY: as in `block`.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGTERM);
+            libc::sigaddset(&mut set, libc::SIGINT);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        }
+    }
+}
+
 /// Sends this process what `kill -HUP` would.
 pub fn raise_reload() {
     // SAFETY: a plain syscall on our own pid.

@@ -2,5 +2,7 @@
 
 mod support;
 
+mod cli;
+mod failures;
 mod handshakes;
 mod wire;

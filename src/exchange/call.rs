@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use crate::cluster::Instance;
 use crate::error::{Error, Kind, Stage};
-use crate::metrics::Failure;
-use crate::net::sweep::Wait;
+use crate::metrics::{Failure, InstanceCounter};
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, ResponseHead};
 use crate::wire::json::{Edit, Object};
@@ -39,6 +38,10 @@ impl Answer {
             Some(body) => body,
             None => &self.bytes[self.head_len..],
         }
+    }
+
+    fn good(&self) -> bool {
+        (200..300).contains(&self.head.status)
     }
 
     pub fn object(&self) -> &Object {
@@ -79,7 +82,7 @@ impl Exchange {
         let retryable = &self.config.retry.retryable_status_codes;
         if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
             // Read in full, so that another instance can be tried, or else this be the answer.
-            let answer = self.read_answer(opened, &leg).await?;
+            let answer = self.read_answer(opened, &leg, began).await?;
             return Err(Stop::Answer(Box::new(answer)));
         }
         Ok(opened)
@@ -90,29 +93,21 @@ impl Exchange {
     pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {
         let began = Instant::now();
         let opened = self.send(picked, &leg).await?;
-        let mut answer = self.read_answer(opened, &leg).await?;
+        let answer = self.read_answer(opened, &leg, began).await?;
         self.trace.prefill.set(Some(began.elapsed()));
-        if !(200..300).contains(&answer.head.status) {
+        if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
-        let depth = self.config.limits.json_depth_max;
-        let Ok(object) = Object::scan(answer.body(), depth) else {
-            let what = "its answer is no JSON object";
-            self.avoid.borrow_mut().push(answer.instance.index);
-            return Err(Stop::Again(
-                Error::new(Kind::BadResponse, leg.stage, what).at(&answer.instance.name),
-            ));
-        };
-        answer.object = object;
         if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
             self.cluster
                 .estimate
-                .learn(self.request.summary.prompt_bytes, tokens);
+                .learn(self.request().summary.prompt_bytes, tokens);
         }
         Ok(answer)
     }
 
-    async fn read_answer(&self, opened: Opened, leg: &Leg) -> Result<Answer, Stop> {
+    /// `began`: when the leg did; its one limit is for all of it.
+    async fn read_answer(&self, opened: Opened, leg: &Leg, began: Instant) -> Result<Answer, Stop> {
         let Opened {
             lease,
             picked,
@@ -126,7 +121,12 @@ impl Exchange {
         let fail = |kind, cause: &'static str| {
             let error = Error::new(kind, stage, cause).at(&picked.instance().name);
             match kind {
-                Kind::AnswerTooLarge => Stop::Error(error),
+                Kind::AnswerTooLarge => {
+                    // Another instance would say as much: counted, but not held against this one.
+                    let counter = InstanceCounter::failures(Failure::BadResponse);
+                    picked.instance().metrics.inc(&self.tools.metrics, counter);
+                    Stop::Error(error)
+                }
                 _ => {
                     self.charge_failure(&picked, Failure::BadResponse);
                     Stop::Again(error)
@@ -136,19 +136,20 @@ impl Exchange {
         let max = self.config.limits.answer_bytes_max;
         let guard = self.slot.watch_upstream(lease.stream.fd());
         self.slot.when_gone(self.on_gone(leg, &picked));
-        self.slot.arm(Wait::Prefill, self.config.timeouts.prefill);
+        let limit = leg.limit(&self.config.timeouts);
+        self.slot
+            .arm(leg.wait(), limit.saturating_sub(began.elapsed()));
         let mut body = Body::new(framing, bytes, head_len);
         let result = loop {
-            match body.progress() {
+            let progress = body.progress();
+            if body.received() > max {
+                let what = "its answer is larger than limits.answer_bytes_max";
+                break Err((Kind::AnswerTooLarge, what));
+            }
+            match progress {
                 Ok(true) => break Ok(()),
                 Ok(false) => {}
                 Err(what) => break Err((Kind::BadResponse, what)),
-            }
-            if body.received() > max {
-                break Err((
-                    Kind::AnswerTooLarge,
-                    "its answer is larger than limits.answer_bytes_max",
-                ));
             }
             let (result, back) = lease.stream.read(body.room()).await;
             body.bytes = back;
@@ -163,21 +164,23 @@ impl Exchange {
         self.slot.disarm();
         drop(guard);
         if let Err((kind, what)) = result {
-            self.still_wanted(leg.stage)?;
-            return Err(fail(kind, what));
+            return Err(match self.ended_at(&picked, leg.stage) {
+                Some(error) => Stop::Error(error),
+                None => fail(kind, what),
+            });
         }
         if head.reusable(framing) && body.exact() && self.slot.fired().is_none() {
             lease.finish(self.tools.sweep.clock.coarse_ms());
         }
-        let Body { bytes, decoded, .. } = body;
-        Ok(Answer {
-            instance: picked.instance().clone(),
-            head,
-            bytes,
-            head_len,
-            body: decoded,
-            object: Object::default(),
-        })
+        let mut answer = body.answer(head, picked.instance().clone());
+        if answer.good() {
+            let depth = self.config.limits.json_depth_max;
+            match Object::scan(answer.body(), depth) {
+                Ok(object) => answer.object = object,
+                Err(_) => return Err(fail(Kind::BadResponse, "its answer is no JSON object")),
+            }
+        }
+        Ok(answer)
     }
 }
 
@@ -243,6 +246,21 @@ impl Body {
             Framing::Length(n) => self.received() as u64 == n,
             Framing::Chunked => self.scanned == self.bytes.len(),
             Framing::Close => false,
+        }
+    }
+
+    /// The whole of it, without what came behind.
+    fn answer(mut self, head: ResponseHead, instance: Arc<Instance>) -> Answer {
+        if let Framing::Length(n) = self.framing {
+            self.bytes.truncate(self.head_len + n as usize);
+        }
+        Answer {
+            head,
+            instance,
+            bytes: self.bytes,
+            head_len: self.head_len,
+            decoded: (self.framing == Framing::Chunked).then_some(self.decoded),
+            object: Object::default(),
         }
     }
 

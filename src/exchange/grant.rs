@@ -32,7 +32,7 @@ impl Grant {
                 params: params.to_vec(),
                 spent: Cell::new(false),
                 prefill: answer.instance.clone(),
-                request: x.request.clone(),
+                request: x.request(),
                 tools: x.tools.clone(),
             }),
             _ => {

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 use crate::cluster::load::LoadView;
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
@@ -55,8 +55,9 @@ pub struct Tools {
     pub releases: release::Releases,
     pub met: release::Met,
     pub budget: budget::Budget,
-    /// Counts picks: where ties begin.
-    pub rotation: Cell<u64>,
+    /// Counts picks, per role: where ties begin. (One count for all would give each role of a script
+    /// the same turn in every request.)
+    pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
 }
@@ -97,7 +98,8 @@ impl From<Error> for Stop {
 /// One request under way.
 pub struct Exchange {
     pub tools: Rc<Tools>,
-    pub request: Rc<Request>,
+    /// See [`Exchange::request`].
+    request: RefCell<Rc<Request>>,
     pub slot: Rc<Slot>,
     /// One snapshot for the whole request.
     pub cluster: Snapshot<Cluster>,
@@ -183,11 +185,26 @@ impl Exchange {
             cluster: tools.cluster.get(),
             config: tools.config(),
             tools: tools.clone(),
-            request,
+            request: RefCell::new(request),
             slot,
             trace,
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
+        }
+    }
+
+    /// The client's request. Its bytes are there until the reply has begun.
+    pub fn request(&self) -> Rc<Request> {
+        self.request.borrow().clone()
+    }
+
+    /// The reply has begun, so there will be no other leg: a stream must not hold a prompt for as long as
+    /// it runs. (A grant that is still to be released keeps its own count.)
+    pub fn let_go(&self) {
+        let light = Rc::new(self.request.borrow().without_bytes());
+        let old = self.request.replace(light);
+        if let Some(buffer) = Rc::into_inner(old).and_then(Request::into_buffer) {
+            self.tools.buffers.give(buffer);
         }
     }
 

@@ -46,7 +46,7 @@ impl Exchange {
                 let instance = &instances[candidates[at].position];
                 let trial = strict && instance.breaker.state(now) == State::HalfOpen;
                 if trial && !instance.breaker.claim_trial(now) {
-                    candidates.swap_remove(at);
+                    candidates.remove(at);
                     continue;
                 }
                 let tokens = self.prompt_tokens();
@@ -62,7 +62,7 @@ impl Exchange {
     fn prompt_tokens(&self) -> u64 {
         self.cluster
             .estimate
-            .tokens(self.request.summary.prompt_bytes)
+            .tokens(self.request().summary.prompt_bytes)
     }
 
     fn fill(
@@ -105,8 +105,9 @@ impl Exchange {
         if candidates.len() == 1 {
             return 0;
         }
-        let rotation = self.tools.rotation.get();
-        self.tools.rotation.set(rotation.wrapping_add(1));
+        let turns = &self.tools.rotation[role as usize];
+        let rotation = turns.get();
+        turns.set(rotation.wrapping_add(1));
         let ask = Ask {
             role,
             prompt_tokens: self.prompt_tokens(),
@@ -160,6 +161,16 @@ impl Exchange {
             let (role, name) = (instance.role.name(), &instance.name);
             format!("{role} {name} {why}: left out of choice for a while")
         });
+    }
+
+    /// As [`Exchange::ended`], of an operation at the picked instance: a deadline is its failure.
+    pub fn ended_at(&self, picked: &Picked, stage: Stage) -> Option<Error> {
+        let error = self.ended(stage)?;
+        if error.kind != Kind::Timeout {
+            return Some(error);
+        }
+        self.charge_failure(picked, Failure::Timeout);
+        Some(error.at(&picked.instance().name))
     }
 
     /// It answered.

@@ -10,13 +10,13 @@
 //! boundary of an event stream it gets an `error` event, and in every case its connection is broken off
 //! without the final chunk. Clients count a clean end as success.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Broken, Counter, Failure, InstanceCounter};
 use crate::net::buffer::{Buffers, CHUNK, LARGE};
-use crate::net::stream::reset_on_close;
-use crate::net::sweep::{OnGone, Wait};
+use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
 use crate::wire::head::Framing;
 use crate::wire::openai::error_body;
@@ -154,6 +154,11 @@ impl Relay {
         }
     }
 
+    /// Is the end of the connection the end of the body to this client?
+    fn ends_with_connection(&self) -> bool {
+        matches!(self.mode, Mode::Decode(_) | Mode::UntilClose)
+    }
+
     /// May a chunk of ours be put here?
     fn room_for_event(&self) -> Option<bool> {
         let boundary = match &self.mode {
@@ -215,11 +220,12 @@ impl Reply {
         let first = self.first_write(x, &opened, &mut relay)?;
         x.trace.stage.set(Stage::Stream);
         x.trace.ttft.set(Some(x.trace.started.elapsed()));
+        x.let_go();
         let (result, back) = self.write(first).await;
         self.tools.buffers.give(back);
         opened.let_go(&self.tools.buffers);
         if result.is_err() {
-            let stop = self.client_lost(x);
+            let stop = self.client_lost(x, &relay);
             opened.first_byte(x).await;
             return Err(stop);
         }
@@ -235,7 +241,7 @@ impl Reply {
             framing,
             ..
         } = opened;
-        if head.reusable(framing) && !relay.excess {
+        if head.reusable(framing) && !relay.excess && self.slot.fired().is_none() {
             lease.finish(self.tools.sweep.clock.coarse_ms());
         }
         Ok(())
@@ -323,7 +329,7 @@ impl Reply {
             };
             self.chunks += 1;
             if written.is_err() {
-                break Err(self.client_lost(x));
+                break Err(self.client_lost(x, relay));
             }
             if full && buf.capacity() < LARGE {
                 // More waits than fits: no token stream, so read in larger pieces.
@@ -342,8 +348,8 @@ impl Reply {
     async fn ended_by_us(&mut self, x: &Exchange, opened: &Opened, relay: &Relay) -> Stop {
         match x.ended(Stage::Stream) {
             Some(error) if error.kind == Kind::Timeout => {
-                let what = "the engine sent nothing for timeouts.between_chunks";
-                self.broken(x, opened, relay, Kind::Timeout, Broken::Timeout, what)
+                let why = Broken::Timeout;
+                self.broken(x, opened, relay, Kind::Timeout, why, error.cause)
                     .await
             }
             _ => {
@@ -360,7 +366,7 @@ impl Reply {
         relay: &Relay,
         kind: Kind,
         why: Broken,
-        what: &'static str,
+        what: impl Into<Cow<'static, str>>,
     ) -> Stop {
         let error: Error = opened.failed(kind, what);
         let instance = opened.picked.instance();
@@ -369,9 +375,12 @@ impl Reply {
             Broken::BadFraming => Failure::BadResponse,
             _ => Failure::Reset,
         };
-        instance
-            .metrics
-            .inc(&x.tools.metrics, InstanceCounter::failures(failure));
+        // A stream that outlives the request's own limit is no fault of its engine.
+        if self.slot.fired() != Some(Fired::Deadline(Wait::Request)) {
+            instance
+                .metrics
+                .inc(&x.tools.metrics, InstanceCounter::failures(failure));
+        }
         x.tools.metrics.inc(Counter::broken_streams(why));
         if let Some(mid_event) = relay.room_for_event() {
             let body = error_body(&error.to_string(), kind.class(), kind.status());
@@ -381,16 +390,14 @@ impl Reply {
             // A FIN without the final chunk; what was written must still arrive, so no reset.
             self.keep_alive = false;
         } else {
-            if matches!(relay.mode, Mode::Decode(_) | Mode::UntilClose) {
-                // To this client a FIN is a clean end.
-                reset_on_close(self.client.fd());
-            }
+            self.reset = relay.ends_with_connection();
             self.keep_alive = false;
         }
         Stop::Broken(error)
     }
 
-    fn client_lost(&mut self, x: &Exchange) -> Stop {
+    fn client_lost(&mut self, x: &Exchange, relay: &Relay) -> Stop {
+        self.reset = relay.ends_with_connection();
         let error = x
             .ended(Stage::Stream)
             .unwrap_or_else(|| gone(Stage::Stream));

@@ -26,6 +26,8 @@ pub struct Reply {
     pub to_head: bool,
     /// The connection will serve another request.
     pub keep_alive: bool,
+    /// The connection must end in a reset: to this client a FIN would be a clean end of its body.
+    pub reset: bool,
     /// The first byte is out: no other answer is possible.
     pub committed: bool,
     pub status: u16,
@@ -51,6 +53,7 @@ impl Reply {
             http11: true,
             to_head: false,
             keep_alive: false,
+            reset: false,
             committed: false,
             status: 0,
             bytes_out: 0,
@@ -163,7 +166,7 @@ impl Reply {
             Some(Framing::Close) => self.keep_alive = false,
             None => {}
         }
-        put_field(out, b"x-request-id", x.request.id.as_bytes());
+        put_field(out, b"x-request-id", x.request().id.as_bytes());
         x.trace.server_timing(out);
         self.put_connection(out, framing != Some(Framing::Close));
         out.extend_from_slice(b"\r\n");

@@ -1,5 +1,6 @@
 //! A client's request as received: bytes, and ranges into them. Shared by all its legs, copied by none.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -22,6 +23,39 @@ pub struct Request {
     /// For generate requests: the index of the body.
     pub object: Object,
     pub summary: Summary,
+    /// Given back to the shard's limit with the bytes.
+    _held: Option<Held>,
+}
+
+/// A part of the memory that a shard allows for request bodies.
+pub struct Held {
+    total: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Held {
+    pub fn none(total: &Rc<Cell<usize>>) -> Held {
+        Held {
+            total: total.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes more, unless that is above `max`.
+    pub fn grow(&mut self, by: usize, max: usize) -> bool {
+        let fits = self.total.get() + by <= max;
+        if fits {
+            self.total.set(self.total.get() + by);
+            self.bytes += by;
+        }
+        fits
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.bytes);
+    }
 }
 
 impl Request {
@@ -33,6 +67,7 @@ impl Request {
         decoded: Option<Vec<u8>>,
         id: Box<str>,
         peer: Option<IpAddr>,
+        held: Held,
     ) -> Request {
         let head_bytes = Rc::new(bytes);
         let (body_bytes, body) = match decoded {
@@ -52,6 +87,24 @@ impl Request {
             peer,
             object: Object::default(),
             summary: Summary::default(),
+            _held: Some(held),
+        }
+    }
+
+    /// What is still needed once the reply has begun.
+    pub fn without_bytes(&self) -> Request {
+        let none = Rc::new(Vec::new());
+        Request {
+            head: self.head.without_fields(),
+            head_bytes: none.clone(),
+            head_len: 0,
+            body_bytes: none,
+            body: 0..0,
+            id: self.id.clone(),
+            peer: self.peer,
+            object: Object::default(),
+            summary: self.summary.clone(),
+            _held: None,
         }
     }
 

@@ -8,13 +8,14 @@
 //!          +------------------------ fresh connection <--+   (only where nothing is spent by it)
 //! ```
 
+use std::borrow::Cow;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Instance;
-use crate::config::Role;
+use crate::config::{Role, Timeouts};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
 use crate::net::buffer::{Gather, LARGE, Pieces, SMALL};
@@ -59,10 +60,17 @@ impl Leg {
         }
     }
 
-    fn wait(&self) -> Wait {
+    pub(super) fn wait(&self) -> Wait {
         match self.stage {
             Stage::Prefill | Stage::Encode => Wait::Prefill,
             _ => Wait::DecodeHead,
+        }
+    }
+
+    pub(super) fn limit(&self, timeouts: &Timeouts) -> Duration {
+        match self.wait() {
+            Wait::Prefill => timeouts.prefill,
+            _ => timeouts.decode_head,
         }
     }
 }
@@ -86,7 +94,7 @@ impl Opened {
         &self.bytes[..self.head_len]
     }
 
-    pub fn failed(&self, kind: Kind, cause: &'static str) -> Error {
+    pub fn failed(&self, kind: Kind, cause: impl Into<Cow<'static, str>>) -> Error {
         Error::new(kind, self.stage, cause).at(&self.picked.instance().name)
     }
 }
@@ -206,8 +214,9 @@ impl Exchange {
             }
         };
         while let Some(lease) = pooled() {
-            // Params cannot be sent twice, so their leg looks before it writes.
-            if leg.grant.is_none() || lease.stream.looks_fresh() {
+            // An engine has nothing to say between two requests. If it did, its words would be taken for
+            // the answer to this one; and if it closed, params would be spent on nothing.
+            if lease.stream.looks_fresh() {
                 instance
                     .metrics
                     .inc(&tools.metrics, InstanceCounter::reused());
@@ -250,12 +259,8 @@ impl Exchange {
         leg: &Leg,
         pieces: &[Piece],
     ) -> Result<Opened, (Picked, Failed)> {
-        let timeouts = &self.config.timeouts;
         let guard = self.slot.watch_upstream(lease.stream.fd());
-        let limit = match leg.wait() {
-            Wait::Prefill => timeouts.prefill,
-            _ => timeouts.decode_head,
-        };
+        let limit = leg.limit(&self.config.timeouts);
         self.slot.arm(leg.wait(), limit);
         self.slot.when_gone(self.on_gone(leg, &picked));
         if let Some(grant) = &leg.grant {
@@ -307,7 +312,7 @@ impl Exchange {
         instance
             .metrics
             .observe(metrics, InstanceHistogram::head(), began.elapsed());
-        let to_head = self.request.head.method == crate::wire::head::Method::Head;
+        let to_head = self.request().head.method == crate::wire::head::Method::Head;
         let framing = head.framing(to_head);
         Ok(Opened {
             lease,
@@ -335,15 +340,8 @@ impl Exchange {
 
     /// No response byte came. Was it us who ended it?
     fn no_answer(&self, picked: Picked, leg: &Leg, why: io::Error) -> (Picked, Failed) {
-        match self.ended(leg.stage) {
-            Some(error) => {
-                let mut error = error;
-                if error.kind == Kind::Timeout {
-                    let what = "no answer in time";
-                    error = self.blame(&picked, leg, Kind::Timeout, Failure::Timeout, what);
-                }
-                (picked, Failed::Stop(Stop::Error(error)))
-            }
+        match self.ended_at(&picked, leg.stage) {
+            Some(error) => (picked, Failed::Stop(Stop::Error(error))),
             None => (picked, Failed::Stale(why)),
         }
     }
@@ -368,11 +366,12 @@ impl Exchange {
     }
 
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
-        let body = self.request.body();
+        let request = self.request();
+        let body = request.body();
         if leg.verbatim || leg.edits.is_empty() {
             return vec![Piece::Source(0..body.len())];
         }
-        json::splice(body, &self.request.object, &leg.edits)
+        json::splice(body, &request.object, &leg.edits)
     }
 
     async fn write_leg(
@@ -386,12 +385,12 @@ impl Exchange {
         let mut out = self.tools.buffers.lend(SMALL);
         self.put_head(&mut out, picked, leg, length);
         if length <= COPY_MAX {
-            json::put_pieces(&mut out, self.request.body(), pieces);
+            json::put_pieces(&mut out, self.request().body(), pieces);
             let (result, back) = lease.stream.write_all(out).await;
             self.tools.buffers.give(back);
             return result;
         }
-        let (shared, base) = self.request.shared_body();
+        let (shared, base) = self.request().shared_body();
         let mut parts = vec![Gather::Own(out)];
         parts.extend(pieces.iter().map(|piece| match piece {
             Piece::Source(r) => Gather::Shared(Rc::clone(&shared), base + r.start..base + r.end),
@@ -402,7 +401,7 @@ impl Exchange {
 
     /// The upstream head: the client's end-to-end fields in their order, with our framing and id.
     fn put_head(&self, out: &mut Vec<u8>, picked: &Picked, leg: &Leg, length: usize) {
-        let request = &self.request;
+        let request = self.request();
         let head = request.head_bytes();
         out.extend_from_slice(request.head.method_text(head).as_bytes());
         out.push(b' ');
@@ -453,6 +452,11 @@ impl Exchange {
             let found = scan
                 .advance(&buf)
                 .map_err(|bad| ReadFailed::Bad(bad.message()))?;
+            if found.unwrap_or(buf.len()) > max {
+                return Err(ReadFailed::Bad(
+                    "its head is larger than limits.head_bytes_max",
+                ));
+            }
             if let Some(len) = found {
                 let head = ResponseHead::parse(&buf[..len])
                     .map_err(|bad| ReadFailed::Bad(bad.message()))?;
@@ -466,11 +470,6 @@ impl Exchange {
                 buf.drain(..len);
                 scan = HeadScan::default();
                 continue;
-            }
-            if buf.len() >= max {
-                return Err(ReadFailed::Bad(
-                    "its head is larger than limits.head_bytes_max",
-                ));
             }
             if buf.len() == buf.capacity() {
                 buf.reserve(buf.len().min(LARGE));

@@ -53,7 +53,7 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
 }
 
 async fn prefill(x: &Exchange) -> Result<Option<Grant>, Stop> {
-    if x.request.summary.prompts > 1 {
+    if x.request().summary.prompts > 1 {
         x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
         return Ok(None);
     }

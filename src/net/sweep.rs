@@ -181,6 +181,7 @@ impl Slot {
     }
 
     pub fn end_request(&self) {
+        self.fired.set(None);
         self.hangup.set(false);
         self.request_ms.set(u64::MAX);
         self.disarm();

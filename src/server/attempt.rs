@@ -39,26 +39,17 @@ pub async fn generate(
     };
     let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
     let result = run(shard, &x, reply).await;
-    let end = settle(shard, reply, &x.request.id, result).await;
+    let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
     finish(x, endpoint, end)
 }
 
 /// The exchange is over: its buffer goes back to the shard.
 pub fn finish(x: Exchange, endpoint: Endpoint, end: log::End) -> Outcome {
-    let Exchange {
-        request,
-        trace,
-        tools,
-        ..
-    } = x;
-    // A grant that is still to be released keeps the request alive.
-    if let Some(buffer) = Rc::into_inner(request).and_then(Request::into_buffer) {
-        tools.buffers.give(buffer);
-    }
+    x.let_go();
     Outcome {
         endpoint,
-        trace,
+        trace: x.trace,
         end,
     }
 }

@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Kind};
+use crate::exchange::request::Held;
 use crate::exchange::{Reply, Request, Trace};
 use crate::id;
 use crate::log;
@@ -16,7 +17,7 @@ use crate::metrics::{
     Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
 };
 use crate::net::inbox::{Duet, Inbox, read_client};
-use crate::net::stream::{Stream, finish_writing, shutdown_now};
+use crate::net::stream::{Stream, finish_reading, finish_writing, reset_on_close, shutdown_now};
 use crate::net::sweep::{Fired, Slot, Wait};
 use crate::wire::head::{Framing, Method, Name};
 
@@ -94,6 +95,9 @@ impl Client {
             match intake::head(&self.shard, &self.inbox, &self.slot).await {
                 Ok(arrived) => {
                     if !self.one(arrived, &mut reply).await {
+                        if reply.reset {
+                            return self.reset().await;
+                        }
                         break;
                     }
                 }
@@ -152,11 +156,10 @@ impl Client {
         }
         self.slot
             .begin_request(self.shard.tools.config().timeouts.request);
-        let request = self.take(arrived, decoded, early);
+        let request = self.take(arrived, decoded, early, memory);
         self.inbox.watch();
         self.answer(request.0, request.1, route, reply).await;
         self.inbox.unwatch();
-        drop(memory);
         reply.keep_alive && self.slot.fired() != Some(Fired::ClientGone)
     }
 
@@ -172,7 +175,13 @@ impl Client {
         result.is_ok()
     }
 
-    fn take(&self, arrived: Arrived, decoded: Option<Vec<u8>>, early: bool) -> (Request, Trace) {
+    fn take(
+        &self,
+        arrived: Arrived,
+        decoded: Option<Vec<u8>>,
+        early: bool,
+        held: Held,
+    ) -> (Request, Trace) {
         let Arrived {
             head,
             head_len,
@@ -189,7 +198,7 @@ impl Client {
         };
         let trace = Trace::new(started);
         trace.body.set(Some(started.elapsed()));
-        let request = Request::new(head, bytes, head_len, decoded, id.into(), self.peer);
+        let request = Request::new(head, bytes, head_len, decoded, id.into(), self.peer, held);
         (request, trace)
     }
 
@@ -250,6 +259,14 @@ impl Client {
         self.slot.arm(Wait::Linger, LINGER);
         self.inbox.discard().await;
         self.slot.disarm();
+    }
+
+    /// The coming close becomes a reset.
+    async fn reset(&self) {
+        self.slot.end_request();
+        reset_on_close(self.stream.fd());
+        finish_reading(self.stream.fd());
+        self.inbox.discard().await;
     }
 
     fn line(&self, request: &Request) -> Option<log::Access> {

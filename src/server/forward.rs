@@ -22,7 +22,7 @@ pub async fn forward(
 ) -> Outcome {
     let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
     let result = run(&x, reply).await;
-    let end = settle(shard, reply, &x.request.id, result.map_err(error_of)).await;
+    let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)
 }
 

@@ -4,6 +4,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
+use crate::exchange::request::Held;
+use crate::net::buffer::{LARGE, SMALL};
 use crate::net::inbox::Inbox;
 use crate::net::sweep::{Slot, Wait};
 use crate::wire::chunk::ChunkScan;
@@ -39,13 +41,14 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
     slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
     loop {
         // RFC 9112 2.2: an empty line before a request line is to be ignored.
-        while inbox.look(|b| b.starts_with(b"\r\n")) && started.is_none() {
-            drop(inbox.take(2));
+        while started.is_none() && inbox.look(|b| b.starts_with(b"\r\n")) {
+            inbox.cut(0, 2);
+            scan = HeadScan::default();
         }
         let (found, length) = inbox.look(|bytes| (scan.advance(bytes), bytes.len()));
         let found = found.map_err(bad_head)?;
-        // Another read could end in the middle of the ignorable line: a lone CR starts no head.
-        if length > 1 && started.is_none() {
+        // A read may end in the middle of the ignorable line: a lone CR starts no head.
+        if started.is_none() && inbox.look(|b| !matches!(b, [] | [b'\r'])) {
             started = Some(Instant::now());
             slot.arm(Wait::Head, config.timeouts.head);
         }
@@ -84,22 +87,10 @@ fn bad_head(bad: BadHead) -> NoRequest {
     }
 }
 
-/// Body bytes that a shard holds, given back when the request ends.
-pub struct BodyMemory {
-    shard: Rc<Shard>,
-    bytes: usize,
-}
-
-impl Drop for BodyMemory {
-    fn drop(&mut self) {
-        let held = &self.shard.body_memory;
-        held.set(held.get() - self.bytes);
-    }
-}
-
 /// May a body of this size come? Asked before 100-continue.
-pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<BodyMemory, Error> {
-    let limits = &shard.tools.config().limits;
+pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<Held, Error> {
+    let config = shard.tools.config();
+    let limits = &config.limits;
     let bytes = match framing {
         Framing::Length(n) if n > limits.body_bytes_max as u64 => {
             return Err(too_large(limits.body_bytes_max));
@@ -108,25 +99,18 @@ pub fn admit(shard: &Rc<Shard>, framing: Framing) -> Result<BodyMemory, Error> {
         // Its length is not known yet: charged as it comes.
         Framing::Chunked | Framing::Close => 0,
     };
-    let mut memory = BodyMemory {
-        shard: shard.clone(),
-        bytes: 0,
-    };
-    memory.grow(bytes)?;
-    Ok(memory)
+    let mut held = Held::none(&shard.body_memory);
+    grow(&mut held, bytes, limits.body_memory_max)?;
+    Ok(held)
 }
 
-impl BodyMemory {
-    fn grow(&mut self, by: usize) -> Result<(), Error> {
-        let max = self.shard.tools.config().limits.body_memory_max;
-        let held = self.shard.body_memory.get();
-        if held + by > max {
+fn grow(held: &mut Held, by: usize, max: usize) -> Result<(), Error> {
+    match held.grow(by, max) {
+        true => Ok(()),
+        false => {
             let what = "request bodies hold limits.body_memory_max on this shard; try again";
-            return Err(Error::new(Kind::BodyMemory, Stage::Body, what));
+            Err(Error::new(Kind::BodyMemory, Stage::Body, what))
         }
-        self.shard.body_memory.set(held + by);
-        self.bytes += by;
-        Ok(())
     }
 }
 
@@ -141,7 +125,7 @@ pub async fn body(
     inbox: &Inbox,
     slot: &Slot,
     arrived: &Arrived,
-    memory: &mut BodyMemory,
+    memory: &mut Held,
 ) -> Result<Option<Vec<u8>>, NoRequest> {
     match arrived.head.framing {
         Framing::Length(n) => {
@@ -166,7 +150,7 @@ async fn chunked(
     inbox: &Inbox,
     slot: &Slot,
     head_len: usize,
-    memory: &mut BodyMemory,
+    memory: &mut Held,
 ) -> Result<Vec<u8>, NoRequest> {
     let max = shard.tools.config().limits.body_bytes_max;
     let mut scan = ChunkScan::default();
@@ -180,12 +164,17 @@ async fn chunked(
         if body.len() > max {
             return Err(NoRequest::Refused(too_large(max)));
         }
-        memory
-            .grow(body.len() - before)
-            .map_err(NoRequest::Refused)?;
+        grow(
+            memory,
+            body.len() - before,
+            shard.tools.config().limits.body_memory_max,
+        )
+        .map_err(NoRequest::Refused)?;
         if scan.done() {
             return Ok(body);
         }
+        // However little the head has left of its buffer; more for a body that has shown to be long.
+        inbox.reserve(head_len + body.len().clamp(SMALL, LARGE));
         more(shard, inbox, slot).await?;
     }
 }

@@ -67,7 +67,7 @@ pub struct Shard {
     pub shared: Arc<Shared>,
     pub tools: Rc<Tools>,
     /// Request body bytes held now.
-    pub body_memory: Cell<usize>,
+    pub body_memory: Rc<Cell<usize>>,
     /// Renders asked of the control thread and not yet here.
     renders: RefCell<HashMap<u64, Render>>,
     tickets: Cell<u64>,
@@ -156,7 +156,7 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32
         met: Met::default(),
         budget: Budget::default(),
         // Shards start apart, or they would all begin with the same instance.
-        rotation: Cell::new(index as u64),
+        rotation: std::array::from_fn(|_| Cell::new(index as u64)),
         candidates: RefCell::default(),
         settings: Reader::new(shared.config.clone()),
     };
@@ -164,7 +164,7 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32
         index,
         shared,
         tools: Rc::new(tools),
-        body_memory: Cell::new(0),
+        body_memory: Rc::default(),
         renders: RefCell::default(),
         tickets: Cell::new(0),
         stop: Cell::new(false),

@@ -186,7 +186,7 @@ impl Field {
 }
 
 /// What both kinds of head share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Fields {
     list: Vec<Field>,
     /// Names listed in `Connection:` besides close and keep-alive: hop-by-hop by declaration.
@@ -296,6 +296,16 @@ impl RequestHead {
             keep_alive,
             fields,
         })
+    }
+
+    /// The parts that need no bytes: method, version, framing.
+    pub fn without_fields(&self) -> RequestHead {
+        RequestHead {
+            method_range: (0, 0),
+            target: (0, 0),
+            fields: Fields::default(),
+            ..*self
+        }
     }
 
     pub fn method_text<'a>(&self, head: &'a [u8]) -> &'a str {

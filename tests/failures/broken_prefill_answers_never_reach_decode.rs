@@ -20,7 +20,10 @@ fn check(what: &str, say: fn() -> Say, change: fn(&mut Config)) {
         let response = client.post("/v1/completions", &completion("x", ""));
         assert_eq!(response.status, 502, "{what}: {}", response.text());
         let message = message(&response);
-        assert!(message.contains(&p.address.to_string()), "{what}: {message}");
+        assert!(
+            message.contains(&p.address.to_string()),
+            "{what}: {message}"
+        );
         assert!(message.starts_with("prefill "), "{what}: {message}");
     }
     assert_eq!(d.requests().len(), 0, "{what}");
@@ -30,7 +33,9 @@ fn check(what: &str, say: fn() -> Say, change: fn(&mut Config)) {
             "pdrelay_upstream_failures_total{{role=\"prefill\",instance=\"{}\",kind=\"{kind}\"}} ",
             p.address
         );
-        let line = page.lines().find_map(|l| l.strip_prefix(&start).map(str::to_owned));
+        let line = page
+            .lines()
+            .find_map(|l| l.strip_prefix(&start).map(str::to_owned));
         line.map_or(0.0, |v| v.parse::<f64>().unwrap())
     };
     let counted = sample("bad_response") + sample("reset");
@@ -43,7 +48,11 @@ fn same(_: &mut Config) {}
 fn garbage() {
     check("no head", || Say::Bytes(b"garbage\r\n\r\n".to_vec()), same);
     check("no JSON", || Say::Bytes(answer("200 OK", "<html>")), same);
-    check("half a JSON", || Say::Bytes(answer("200 OK", r#"{"kv_transfer_params":{"#)), same);
+    check(
+        "half a JSON",
+        || Say::Bytes(answer("200 OK", r#"{"kv_transfer_params":{"#)),
+        same,
+    );
     check("no object", || Say::Bytes(answer("200 OK", "[1]")), same);
     check("nothing", || Say::Bytes(answer("200 OK", "")), same);
     let nothing = || Say::Bytes(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec());

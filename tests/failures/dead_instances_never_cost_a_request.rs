@@ -22,7 +22,9 @@ fn storm(rig: &Rig) -> usize {
             let stream = if i % 2 == 0 { r#","stream":true"# } else { "" };
             let body = completion(&text, &format!(r#","max_tokens":3{stream}"#));
             let response = connection.post("/v1/completions", &body);
-            if response.status == 200 && response.complete {
+            // A D that cannot read the KV of a P that died says so in a stream that is else well-formed.
+            let lost = response.text().contains("KV load failure");
+            if response.status == 200 && response.complete && !lost {
                 let right = pdsim::expected(pdsim::prompt_hash(&text), 0, 3);
                 assert_eq!(response.generated(), right);
             } else {
@@ -33,7 +35,14 @@ fn storm(rig: &Rig) -> usize {
         failed
     };
     std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|c| scope.spawn({ let one = &one; move || one(c) })).collect();
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|c| {
+                scope.spawn({
+                    let one = &one;
+                    move || one(c)
+                })
+            })
+            .collect();
         clients.into_iter().map(|c| c.join().unwrap()).sum()
     })
 }
@@ -46,11 +55,18 @@ fn one_dead(role: &str, dead: usize) {
     // All that were under way at its first failure, then one trial per term, the first after a second.
     let tries = failures(&rig, dead, "connect");
     let most = CLIENTS as f64 + began.elapsed().as_secs_f64();
-    assert!((1.0..=most).contains(&tries), "{tries} connects to a dead {role} instance");
+    assert!(
+        (1.0..=most).contains(&tries),
+        "{tries} connects to a dead {role} instance"
+    );
     let ledger = rig.sim.ledger();
     assert_eq!(ledger.violations, Vec::<String>::new());
     let all = (CLIENTS * EACH) as u64;
-    assert_eq!((ledger.grants, ledger.fetched), (all, all), "a prefill too many or too few");
+    assert_eq!(
+        (ledger.grants, ledger.fetched),
+        (all, all),
+        "a prefill too many or too few"
+    );
 }
 
 #[test]
@@ -77,7 +93,10 @@ fn an_instance_that_comes_and_goes() {
         }
         storm.join().unwrap()
     });
-    assert!(failed <= 2 * CLIENTS, "{failed} requests failed by two restarts");
+    assert!(
+        failed <= 2 * CLIENTS,
+        "{failed} requests failed by two restarts"
+    );
     let ledger = rig.sim.ledger();
     assert_eq!((ledger.wrong_prompt, ledger.reused), (0, 0));
     assert_eq!(storm(&rig), 0);
@@ -94,8 +113,15 @@ fn all_of_a_role_dead_is_an_error_at_once() {
             assert_eq!(response.status, 502, "{}", response.text());
             assert!(response.header("x-request-id").is_some());
             let message = message(&response);
-            assert!(message.contains(&format!("none of the 2 {role} instances")), "{message}");
-            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            assert!(
+                message.contains(&format!("none of the 2 {role} instances")),
+                "{message}"
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(2),
+                "{:?}",
+                began.elapsed()
+            );
         }
         // All are ejected, so ejection is ignored: the first that is back serves.
         rig.sim.restart(dead[1]);

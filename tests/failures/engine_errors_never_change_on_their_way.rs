@@ -23,7 +23,7 @@ fn faulty(rig: &crate::support::Rig, header: &str, stream: bool) -> crate::suppo
 #[test]
 fn each_status_of_each_leg_is_the_clients() {
     for handshake in ["nixl", "sequential"] {
-        let rig = rig(handshake, 1, 1);
+        let rig = rig_with(handshake, engines(1, 1), |c| c.retry.enabled = false);
         for status in [400, 401, 404, 413, 422, 429, 500, 501, 503] {
             for (leg, stream) in [("prefill", false), ("prefill", true), ("decode", true)] {
                 let before = rig.posts(1).len();
@@ -36,10 +36,34 @@ fn each_status_of_each_leg_is_the_clients() {
                 assert_eq!(error["error"]["type"], "SimulatedFault", "{error}");
                 // One for the second request, one more if it was D that failed.
                 let calls = rig.posts(1).len() - before;
-                assert_eq!(calls, if leg == "prefill" { 1 } else { 2 }, "{leg} {status}");
+                assert_eq!(
+                    calls,
+                    if leg == "prefill" { 1 } else { 2 },
+                    "{leg} {status}"
+                );
             }
         }
     }
+}
+
+/// The last of several tries is the answer, if all of them failed.
+#[test]
+fn repeated_errors_end_in_the_engines_own_words() {
+    let rig = rig_with("nixl", engines(1, 1), |c| {
+        c.retry.initial_backoff = std::time::Duration::from_millis(1);
+    });
+    for (leg, calls) in [("prefill", [3, 0]), ("decode", [3, 3])] {
+        let before = [0, 1].map(|engine| rig.posts(engine).len());
+        let mut client = rig.client();
+        let header = format!("x-sim-fault-{leg}: status:503\r\n");
+        client.send(post_bytes("/v1/completions", &completion("x", ""), &header));
+        let response = client.response();
+        assert_eq!(response.status, 503, "{leg}");
+        assert_eq!(response.json()["error"]["type"], "SimulatedFault");
+        let after = [0, 1].map(|engine| rig.posts(engine).len());
+        assert_eq!([after[0] - before[0], after[1] - before[1]], calls, "{leg}");
+    }
+    assert_eq!(rig.sim.ledger().reused, 0);
 }
 
 /// Real rejections, not planned ones: P rejects first and the same as a single server would.
@@ -77,8 +101,10 @@ fn a_five_hundred_is_counted_against_its_engine() {
 /// Whatever shape the engine's error has, it travels as it is; and nothing but it.
 #[test]
 fn odd_error_answers_travel_as_they_are() {
-    let empty_chunked = b"HTTP/1.1 429 Slow Down\r\ntransfer-encoding: chunked\r\nretry-after: 7\r\n\r\n0\r\n\r\n";
-    let excess = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 4\r\n\r\nnope{\"secret\":\"of another\"}";
+    let empty_chunked =
+        b"HTTP/1.1 429 Slow Down\r\ntransfer-encoding: chunked\r\nretry-after: 7\r\n\r\n0\r\n\r\n";
+    let excess =
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 4\r\n\r\nnope{\"secret\":\"of another\"}";
     let html = b"HTTP/1.1 403 No\r\ncontent-type: text/html\r\n\r\n<p>no";
     let cases: [(&'static [u8], bool, u16, &str); 3] = [
         (empty_chunked, false, 429, ""),

@@ -19,18 +19,24 @@ fn nothing_is_held(rig: &Rig) {
             && shared.metrics.level(Gauge::releases_pending()) == 0
             && shared.metrics.level(Gauge::connections_open()) == 0
             && shared.in_flight.load(std::sync::atomic::Ordering::Relaxed) == 0
-            && shared.connections.load(std::sync::atomic::Ordering::Relaxed) == 0
+            && shared
+                .connections
+                .load(std::sync::atomic::Ordering::Relaxed)
+                == 0
     });
     let status = rig.get("/status").json();
     for instance in status["instances"].as_array().unwrap() {
-        assert_eq!((&instance["requests"], &instance["tokens"]), (&0.into(), &0.into()));
+        assert_eq!(
+            (&instance["requests"], &instance["tokens"]),
+            (&0.into(), &0.into())
+        );
     }
     eventually("no engine works for nobody", || {
         (0..rig.sim.addresses().len()).all(|engine| rig.sim.open_requests(engine) == 0)
     });
 }
 
-/// A clean answer, every fault at every leg, streamed and not.
+/// Every fault at every leg, streamed and not.
 #[test]
 fn after_every_kind_of_failure() {
     let rig = rig_with("nixl", engines(2, 2), |c| {
@@ -40,8 +46,17 @@ fn after_every_kind_of_failure() {
         c.circuit_breaker.enabled = false;
     });
     let faults = [
-        "none", "refuse", "accept-then-close", "hang-before-head", "bad-head", "status:500",
-        "half-head", "half-body", "reset-mid-stream:1", "clean-early-end:1", "garbage", "stall:1",
+        "refuse",
+        "accept-then-close",
+        "hang-before-head",
+        "bad-head",
+        "status:500",
+        "half-head",
+        "half-body",
+        "reset-mid-stream:1",
+        "clean-early-end:1",
+        "garbage",
+        "stall:1",
     ];
     std::thread::scope(|scope| {
         for fault in faults {
@@ -55,7 +70,9 @@ fn after_every_kind_of_failure() {
                         client.send(post_bytes("/v1/chat/completions", &body, &header));
                         let response = client.response();
                         let fine = response.status == 200 && response.complete;
-                        assert!(!fine || fault == "none" || fault.starts_with("clean"), "{leg} {fault}");
+                        // What D says is passed on unread, also when it is nonsense in good framing.
+                        let unseen = ["clean-early-end:1", "garbage"].contains(&fault);
+                        assert!(!fine || (unseen && leg == "decode"), "{leg} {fault}");
                     }
                 });
             }
@@ -73,7 +90,12 @@ fn after_clients_that_leave() {
     let rig = rig_with("nixl", engines, |_| {});
     let body = completion(&"word ".repeat(100), r#","stream":true,"max_tokens":200"#);
     let request = post_bytes("/v1/completions", &body, "");
-    for (sent, wait_ms) in [(60, 10), (request.len(), 0), (request.len(), 30), (request.len(), 250)] {
+    for (sent, wait_ms) in [
+        (60, 10),
+        (request.len(), 0),
+        (request.len(), 30),
+        (request.len(), 250),
+    ] {
         for _ in 0..3 {
             let mut client = rig.client();
             client.send(&request[..sent]);
@@ -108,7 +130,10 @@ fn while_it_lasts_it_is_charged() {
     let decode = &status["instances"][1];
     assert_eq!(decode["requests"], 3, "{status}");
     // 2,000 bytes each at about a quarter of a token per byte.
-    assert!((1200..2400).contains(&decode["tokens"].as_i64().unwrap()), "{status}");
+    assert!(
+        (1200..2400).contains(&decode["tokens"].as_i64().unwrap()),
+        "{status}"
+    );
     assert_eq!(status["instances"][0]["requests"], 0, "{status}");
     assert_eq!(status["limits"]["in_flight"]["now"], 3);
     drop(clients);

@@ -21,9 +21,15 @@ fn samples(rig: &Rig) -> BTreeMap<String, f64> {
             family = name.to_owned();
         } else if !line.starts_with("# HELP ") {
             let (sample, value) = line.rsplit_once(' ').unwrap();
-            assert!(sample.starts_with(&family), "{sample} is not under {family}");
+            assert!(
+                sample.starts_with(&family),
+                "{sample} is not under {family}"
+            );
             let bare = sample.split('{').next().unwrap();
-            assert!(bare.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line}");
+            assert!(
+                bare.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
+                "{line}"
+            );
             assert!(!sample.contains('{') || sample.ends_with('}'), "{line}");
             let old = samples.insert(sample.to_owned(), value.parse().unwrap());
             assert_eq!(old, None, "{sample} comes twice");
@@ -60,18 +66,27 @@ fn counters_add_up() {
     }
     let batch = r#"{"model":"dummy","prompt":["a","b"]}"#;
     assert_eq!(post("/v1/completions", batch, ""), 200);
-    assert_eq!(post("/v1/completions", &completion("[[eos@1]]", ""), ""), 200);
+    assert_eq!(
+        post("/v1/completions", &completion("[[eos@1]]", ""), ""),
+        200
+    );
     let fault = "x-sim-fault-prefill: status:422\r\n";
     assert_eq!(post("/v1/completions", &completion("z", ""), fault), 422);
     let fault = "x-sim-fault-decode: status:418\r\n";
     assert_eq!(post("/v1/completions", &completion("z", ""), fault), 418);
     assert_eq!(post("/v1/completions", "{", ""), 400);
-    assert_eq!(post("/tokenize", r#"{"model":"dummy","prompt":"x"}"#, ""), 200);
+    assert_eq!(
+        post("/tokenize", r#"{"model":"dummy","prompt":"x"}"#, ""),
+        200
+    );
     drop(client);
     let s = samples(&rig);
 
     let requests = |endpoint: &str, code: &str| {
-        let (endpoint, code) = (format!("endpoint=\"{endpoint}\""), format!("code=\"{code}\""));
+        let (endpoint, code) = (
+            format!("endpoint=\"{endpoint}\""),
+            format!("code=\"{code}\""),
+        );
         sum(&s, "pdrelay_requests_total", &[&endpoint, &code])
     };
     assert_eq!(requests("chat", "200"), 10.0);
@@ -80,7 +95,10 @@ fn counters_add_up() {
     assert_eq!(requests("completions", "other"), 1.0);
     assert_eq!(requests("completions", "400"), 1.0);
     assert_eq!(requests("forward", "200"), 1.0);
-    assert_eq!(sum(&s, "pdrelay_requests_total", &["endpoint=\"chat\""]), 10.0);
+    assert_eq!(
+        sum(&s, "pdrelay_requests_total", &["endpoint=\"chat\""]),
+        10.0
+    );
 
     // What the engines got is what we say we sent, one by one.
     for (engine, role) in [(0, "prefill"), (1, "prefill"), (2, "decode"), (3, "decode")] {
@@ -88,7 +106,11 @@ fn counters_add_up() {
         let role = format!("role=\"{role}\"");
         let of = |name: &str| sum(&s, name, &[&instance, &role]);
         let got = rig.posts(engine).len() as f64;
-        assert_eq!(of("pdrelay_upstream_requests_total"), got, "engine {engine}");
+        assert_eq!(
+            of("pdrelay_upstream_requests_total"),
+            got,
+            "engine {engine}"
+        );
         let connections = of("pdrelay_upstream_connects_total");
         assert_eq!(connections + of("pdrelay_upstream_reused_total"), got);
         assert_eq!(of("pdrelay_upstream_head_seconds_count"), got);
@@ -96,11 +118,27 @@ fn counters_add_up() {
         assert_eq!(of("pdrelay_instance_ejected"), 0.0);
     }
     // 14 whole ones, a 422 at P, the eos (none), the 418 at D.
-    assert_eq!(sum(&s, "pdrelay_kv_grants_total", &["outcome=\"spent\""]), 15.0);
-    assert_eq!(sum(&s, "pdrelay_kv_grants_total", &["outcome=\"none\""]), 1.0);
+    assert_eq!(
+        sum(&s, "pdrelay_kv_grants_total", &["outcome=\"spent\""]),
+        15.0
+    );
+    assert_eq!(
+        sum(&s, "pdrelay_kv_grants_total", &["outcome=\"none\""]),
+        1.0
+    );
     assert_eq!(sum(&s, "pdrelay_kv_grants_total", &[]), 16.0);
-    assert_eq!(sum(&s, "pdrelay_prefill_skipped_total", &["reason=\"batch\""]), 1.0);
-    assert_eq!(sum(&s, "pdrelay_request_errors_total", &["kind=\"bad_request\""]), 1.0);
+    assert_eq!(
+        sum(&s, "pdrelay_prefill_skipped_total", &["reason=\"batch\""]),
+        1.0
+    );
+    assert_eq!(
+        sum(
+            &s,
+            "pdrelay_request_errors_total",
+            &["kind=\"bad_request\""]
+        ),
+        1.0
+    );
     assert_eq!(sum(&s, "pdrelay_request_errors_total", &[]), 1.0);
     for nothing in [
         "pdrelay_retries_total",
@@ -114,8 +152,14 @@ fn counters_add_up() {
     ] {
         assert_eq!(sum(&s, nothing, &[]), 0.0, "{nothing}");
     }
-    assert_eq!(sum(&s, "pdrelay_bytes_total", &["direction=\"in\""]), sent as f64);
-    assert_eq!(sum(&s, "pdrelay_bytes_total", &["direction=\"out\""]), received as f64);
+    assert_eq!(
+        sum(&s, "pdrelay_bytes_total", &["direction=\"in\""]),
+        sent as f64
+    );
+    assert_eq!(
+        sum(&s, "pdrelay_bytes_total", &["direction=\"out\""]),
+        received as f64
+    );
     let stage = |stage: &str| {
         let stage = format!("stage=\"{stage}\"");
         sum(&s, "pdrelay_stage_seconds_count", &[&stage])
@@ -146,7 +190,10 @@ fn histograms_are_cumulative() {
         let count = name.replace("_bucket{", "_count{").replace(",}", "}");
         let found = page.lines().find(|l| l.starts_with(&count));
         if let Some(line) = found {
-            assert!(line.ends_with(&format!(" {}", values.last().unwrap())), "{line}");
+            assert!(
+                line.ends_with(&format!(" {}", values.last().unwrap())),
+                "{line}"
+            );
         }
     }
 }

@@ -14,7 +14,10 @@ use crate::support::{Response, Rig, completion};
 
 /// One short completion.
 fn ask(rig: &Rig) -> Response {
-    rig.post("/v1/completions", &completion("some text", r#","max_tokens":3"#))
+    rig.post(
+        "/v1/completions",
+        &completion("some text", r#","max_tokens":3"#),
+    )
 }
 
 /// The message of an OpenAI error body; checks the rest of its shape.
@@ -23,13 +26,21 @@ fn message(response: &Response) -> String {
     let body = response.json();
     let error = &body["error"];
     assert_eq!(error["code"], response.status, "{body}");
-    assert!(error["type"].is_string() && error["param"].is_null(), "{body}");
+    assert!(
+        error["type"].is_string() && error["param"].is_null(),
+        "{body}"
+    );
     error["message"].as_str().expect("a message").to_owned()
 }
 
 /// `/status` of this instance, by its position in the config.
 fn standing(rig: &Rig, instance: usize) -> serde_json::Value {
     rig.get("/status").json()["instances"][instance].clone()
+}
+
+/// Is it left out of choice for a while?
+fn left_out(rig: &Rig, instance: usize) -> bool {
+    standing(rig, instance)["breaker"] == "open"
 }
 
 /// How often we say that this engine failed us in this way.

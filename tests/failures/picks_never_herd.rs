@@ -36,7 +36,11 @@ fn ties_take_turns_at_every_stage() {
             assert_eq!(response.status, 200);
         }
         assert_eq!(counts(&rig, 0..p), vec![16 / p; p], "prefill of {p}P{d}D");
-        assert_eq!(counts(&rig, p..p + d), vec![16 / d; d], "decode of {p}P{d}D");
+        assert_eq!(
+            counts(&rig, p..p + d),
+            vec![16 / d; d],
+            "decode of {p}P{d}D"
+        );
     }
 }
 
@@ -61,7 +65,10 @@ fn long_prompts_are_worked_around() {
             scope.spawn(|| (0..3).for_each(|_| assert_eq!(ask(&rig).status, 200)));
         }
     });
-    assert!(rig.sim.open_requests(at) > 0, "the long prompt was done too soon");
+    assert!(
+        rig.sim.open_requests(at) > 0,
+        "the long prompt was done too soon"
+    );
     assert_eq!(rig.posts(at).len(), 1);
     assert_eq!(rig.posts(1 - at).len(), 12);
     assert_eq!(busy.response().status, 200);
@@ -92,7 +99,11 @@ fn streams_are_spread_by_weight() {
 #[test]
 fn the_length_estimate_learns() {
     let rig = rig_with("nixl", engines(1, 1), |_| {});
-    let ratio = |rig: &Rig| rig.get("/status").json()["tokens_per_byte"].as_f64().unwrap();
+    let ratio = |rig: &Rig| {
+        rig.get("/status").json()["tokens_per_byte"]
+            .as_f64()
+            .unwrap()
+    };
     assert_eq!(ratio(&rig), 0.25);
     let body = completion(&"word ".repeat(200), r#","max_tokens":1"#);
     let mut client = rig.client();

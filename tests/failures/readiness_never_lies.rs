@@ -42,7 +42,10 @@ fn ready_means_one_of_each_role() {
     assert_eq!(names, ["prefill", "prefill", "decode", "decode"]);
     for (instance, address) in roles.iter().zip(rig.sim.addresses()) {
         assert_eq!(instance["address"], address.to_string());
-        assert_eq!((&instance["requests"], &instance["tokens"]), (&0.into(), &0.into()));
+        assert_eq!(
+            (&instance["requests"], &instance["tokens"]),
+            (&0.into(), &0.into())
+        );
     }
     rig.sim.restart(2);
     eventually("it is ready again", || ready(&rig) == 200);

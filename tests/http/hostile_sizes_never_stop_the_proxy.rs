@@ -176,7 +176,9 @@ fn requests_above_the_limit_get_a_503_and_a_time_to_retry() {
 
 #[test]
 fn bodies_above_the_memory_limit_get_a_503_and_give_it_back() {
-    let rig = quiet("nixl", engines(1, 1), |c| {
+    let mut engines = engines(1, 1);
+    engines.iter_mut().for_each(|e| e.max_model_len = 1 << 20);
+    let rig = quiet("nixl", engines, |c| {
         c.limits.body_memory_max = MIB;
         c.cores.shards = Some(1);
     });

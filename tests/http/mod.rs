@@ -1,5 +1,6 @@
 //! The HTTP side, attacked from outside.
 
+mod binary;
 mod bodies_never_reach_engines_changed;
 mod broken_streams_never_end_clean;
 mod departed_clients_never_keep_an_engine_busy;

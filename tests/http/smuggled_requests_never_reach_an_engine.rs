@@ -69,7 +69,7 @@ fn ambiguous_heads_end_the_connection() {
             let (bytes, end) = rest_of(&mut client);
             let text = String::from_utf8_lossy(&bytes).into_owned();
             assert!(text.starts_with("HTTP/1.1 400 "), "{head:?}: {text}");
-            assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{head:?}: {text}");
+            assert_eq!(answers(&text), 1, "{head:?}: {text}");
             assert!(text.contains("\r\nconnection: close\r\n"), "{text}");
             assert_eq!(end, End::Fin, "{head:?}");
         }
@@ -112,7 +112,7 @@ fn ambiguous_request_lines_end_the_connection() {
             let (bytes, _) = rest_of(&mut client);
             let text = String::from_utf8_lossy(&bytes).into_owned();
             assert!(text.starts_with("HTTP/1.1 400 "), "{head:?} by {step}: {text}");
-            assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{head:?}: {text}");
+            assert_eq!(answers(&text), 1, "{head:?}: {text}");
         }
     }
     nothing_arrived(&rig);
@@ -149,7 +149,7 @@ fn malformed_chunks_end_the_connection() {
         let (bytes, _) = rest_of(&mut client);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         assert!(text.starts_with("HTTP/1.1 400 "), "{chunks:?}: {text}");
-        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{chunks:?}: {text}");
+        assert_eq!(answers(&text), 1, "{chunks:?}: {text}");
     }
     nothing_arrived(&rig);
 }
@@ -185,6 +185,11 @@ fn requests_inside_bodies_stay_bodies() {
         assert_eq!(one.header("content-length"), Some(&*inner.len().to_string()));
     }
     assert_eq!(rig.sim.ledger().violations, Vec::<String>::new());
+}
+
+/// How many of them `text` is.
+fn answers(text: &str) -> usize {
+    text.matches("\r\ncontent-length: ").count()
 }
 
 fn nothing_arrived(rig: &crate::support::Rig) {

@@ -60,12 +60,13 @@ pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
 }
 
 fn forwarded(path: &str, forward: &[String]) -> bool {
+    // A dot segment could climb out of a prefix once the engine resolves it, and what follows a `#` it may
+    // cut off: other spellings of a path that is not forwarded.
+    let plain = !path.contains("/.") && !path.contains("//") && !path.contains(['%', '#', '\\']);
     let listed = forward.iter().any(|rule| match rule.strip_suffix('*') {
-        Some(prefix) => path.starts_with(prefix),
+        Some(prefix) => plain && path.starts_with(prefix),
         None => path == rule,
     });
-    // A dot segment could climb out of `/v1/` once the engine resolves it.
-    let plain = !path.contains("/.") && !path.contains("//") && !path.contains('%');
     listed
         || FORWARDED.contains(&path)
         || (path.starts_with("/v1/") && plain && !ENGINE_ADMIN.contains(&path))

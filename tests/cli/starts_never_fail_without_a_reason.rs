@@ -1,0 +1,92 @@
+//! A server that cannot start says why, and what to do.
+
+use super::{File, Serving, free_port, run};
+use crate::support::engines;
+
+#[test]
+fn nothing_to_serve() {
+    let ran = run(&["serve"]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    for word in [
+        "nothing to serve",
+        "--config",
+        "--prefill",
+        "--decode",
+        "--aggregated",
+    ] {
+        assert!(ran.err.contains(word), "no {word} in {}", ran.err);
+    }
+    let ran = run(&["serve", "--prefill", "127.0.0.1:1"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("decode"), "{}", ran.err);
+}
+
+#[test]
+fn a_taken_port() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let instances = ["--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:2"];
+    let here = ["serve", "--host", "127.0.0.1", "--port"];
+    let ran = run(&[&here[..], &[&port], &instances].concat());
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.err.contains(&format!("127.0.0.1:{port}")),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("another program"), "{}", ran.err);
+
+    // Another pdrelay is another program, too: both listen with SO_REUSEPORT and would share.
+    let first = Serving::start("nixl", engines(1, 1), &[]);
+    let port = first.address.port().to_string();
+    let ran = run(&[&here[..], &[&port], &instances].concat());
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.err.contains(&format!("127.0.0.1:{port}")),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn addresses_and_cpus_that_are_not_there() {
+    let instances = ["--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:2"];
+    let port = free_port().to_string();
+    for (more, word) in [
+        (["--host", "192.0.2.1"], "192.0.2.1"),
+        (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["--cpus", "1000"], "1000"),
+        (["--numa", "900"], "900"),
+    ] {
+        let ran = run(&[&["serve", "--port", &port][..], &instances, &more].concat());
+        assert_eq!(ran.code, Some(1), "{more:?}: {}", ran.err);
+        assert!(ran.err.contains(word), "{more:?}: {}", ran.err);
+        assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    }
+}
+
+/// An engine whose name has no address yet keeps nobody from starting.
+#[test]
+fn engines_may_come_later() {
+    let port = free_port();
+    let file = File::new(
+        "later.yaml",
+        &format!(
+            "host: 127.0.0.1\nport: {port}\nprefill: [no.such.engine.invalid:1]\n\
+             decode: [\"127.0.0.1:1\"]\n"
+        ),
+    );
+    let mut child = super::Program::of(
+        super::command(&["serve", "-c", file.path()])
+            .spawn()
+            .unwrap(),
+    );
+    crate::support::eventually("it listens", || child.err.so_far().contains("listens on"));
+    let mut client = crate::support::Client::connect(([127, 0, 0, 1], port).into());
+    assert_eq!(client.get("/health").status, 200);
+    let response = client.post("/v1/completions", &crate::support::completion("x", ""));
+    assert_eq!(response.status, 502, "{}", response.text());
+    child.signal(libc::SIGTERM);
+    assert_eq!(child.wait().code(), Some(143));
+    assert!(child.err.text().contains("no.such.engine.invalid:1"));
+}
