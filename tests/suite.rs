@@ -5,4 +5,5 @@ mod support;
 mod cli;
 mod failures;
 mod handshakes;
+mod structure;
 mod wire;

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Broken, Counter, Failure, InstanceCounter};
-use crate::net::buffer::{Buffers, CHUNK, LARGE};
+use crate::net::buffer::{Buffers, CHUNK, LARGE, MEDIUM, SMALL};
 use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
 use crate::wire::head::Framing;
@@ -282,7 +282,7 @@ impl Reply {
     async fn pump(&mut self, x: &Exchange, opened: &Opened, relay: &mut Relay) -> Result<(), Stop> {
         let guard = self.slot.watch_upstream(opened.lease.stream.fd());
         let timeouts = &x.config.timeouts;
-        let bulk = matches!(relay.mode, Mode::Length(n) if n > CHUNK as u64);
+        let bulk = matches!(relay.mode, Mode::Length(n) if n > SMALL as u64);
         if opened.fetching() {
             self.slot.when_gone(OnGone::Finish(timeouts.release));
         }
@@ -333,9 +333,13 @@ impl Reply {
             }
             if full && buf.capacity() < LARGE {
                 // More waits than fits: no token stream, so read in larger pieces.
-                self.tools
-                    .buffers
-                    .give(std::mem::replace(&mut buf, self.tools.buffers.lend(LARGE)));
+                let larger = if buf.capacity() < MEDIUM {
+                    MEDIUM
+                } else {
+                    LARGE
+                };
+                let larger = self.tools.buffers.lend(larger);
+                self.tools.buffers.give(std::mem::replace(&mut buf, larger));
             }
         };
         self.slot.disarm();

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::config::Config;
 use crate::error::Error;
 use crate::net::buffer::{LARGE, SMALL};
+use crate::net::inbox::Inbox;
 use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
 use crate::shared::Snapshot;
@@ -19,6 +20,8 @@ use super::{Exchange, Tools};
 /// The one reply to one request. Late: nothing is sent before an engine has answered.
 pub struct Reply {
     pub client: Rc<Stream>,
+    /// What the client sends meanwhile.
+    pub inbox: Rc<Inbox>,
     pub slot: Rc<Slot>,
     pub tools: Rc<Tools>,
     config: Snapshot<Config>,
@@ -44,9 +47,10 @@ pub struct Own<'a> {
 }
 
 impl Reply {
-    pub fn new(client: Rc<Stream>, slot: Rc<Slot>, tools: Rc<Tools>) -> Reply {
+    pub fn new(client: Rc<Stream>, inbox: Rc<Inbox>, slot: Rc<Slot>, tools: Rc<Tools>) -> Reply {
         Reply {
             client,
+            inbox,
             slot,
             config: tools.config(),
             tools,

@@ -118,7 +118,7 @@ impl Exchange {
         let mut fresh_only = false;
         loop {
             self.still_wanted(leg.stage)?;
-            let lease = match self.lease(&picked, leg, fresh_only).await {
+            let lease = match self.lease(&picked, fresh_only).await {
                 Ok(lease) => lease,
                 Err(why) => {
                     picked = self.next_instance(picked, role, &mut tried, leg, why)?;
@@ -202,7 +202,7 @@ impl Exchange {
     }
 
     /// A connection to the picked instance: the warmest idle one, or a new one.
-    async fn lease(&self, picked: &Picked, leg: &Leg, fresh: bool) -> io::Result<Lease> {
+    async fn lease(&self, picked: &Picked, fresh: bool) -> io::Result<Lease> {
         let tools = &self.tools;
         let instance = picked.instance();
         let now = tools.sweep.clock.coarse_ms();

@@ -6,50 +6,54 @@ use std::rc::Rc;
 
 use monoio::buf::IoVecBuf;
 
-/// A client's inbox, and the first read of an answer.
-pub const SMALL: usize = 4 << 10;
+/// Read ahead from a client whose answer is a stream: it has nothing to say for a long time.
+pub const LITTLE: usize = 256;
 /// A stream whose events are tokens: most reads are a few hundred bytes.
-pub const CHUNK: usize = 2 << 10;
+pub const CHUNK: usize = 1 << 10;
+/// A client's request, the head of an answer.
+pub const SMALL: usize = 4 << 10;
 /// A stream that has filled a smaller buffer.
+pub const MEDIUM: usize = 16 << 10;
+/// A body.
 pub const LARGE: usize = 64 << 10;
 
-/// At most this many buffers of each size are kept.
-const KEPT: usize = 1024;
-const KEPT_LARGE: usize = 64;
+/// The sizes that are kept, and how many of each at most.
+const SHELVES: [(usize, usize); 5] = [
+    (LITTLE, 1024),
+    (CHUNK, 1024),
+    (SMALL, 512),
+    (MEDIUM, 128),
+    (LARGE, 64),
+];
 
 /// Free buffers of one shard, by size. LIFO: the warmest one first.
 #[derive(Default)]
 pub struct Buffers {
-    chunk: RefCell<Vec<Vec<u8>>>,
-    small: RefCell<Vec<Vec<u8>>>,
-    large: RefCell<Vec<Vec<u8>>>,
+    shelves: [RefCell<Vec<Vec<u8>>>; SHELVES.len()],
 }
 
 impl Buffers {
     /// An empty buffer with a capacity of at least `size`.
     pub fn lend(&self, size: usize) -> Vec<u8> {
-        let (shelf, exact) = match size {
-            n if n <= CHUNK => (&self.chunk, CHUNK),
-            n if n <= SMALL => (&self.small, SMALL),
-            n if n <= LARGE => (&self.large, LARGE),
-            _ => return Vec::with_capacity(size),
-        };
-        shelf
-            .borrow_mut()
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(exact))
+        match SHELVES.iter().position(|(exact, _)| size <= *exact) {
+            Some(at) => {
+                let kept = self.shelves[at].borrow_mut().pop();
+                kept.unwrap_or_else(|| Vec::with_capacity(SHELVES[at].0))
+            }
+            None => Vec::with_capacity(size),
+        }
     }
 
     /// Gives a buffer back. One of an odd size (grown, or a body) is freed.
     pub fn give(&self, mut buf: Vec<u8>) {
-        let (shelf, kept) = match buf.capacity() {
-            CHUNK => (&self.chunk, KEPT),
-            SMALL => (&self.small, KEPT),
-            LARGE => (&self.large, KEPT_LARGE),
-            _ => return,
+        let Some(at) = SHELVES
+            .iter()
+            .position(|(exact, _)| buf.capacity() == *exact)
+        else {
+            return;
         };
-        let mut shelf = shelf.borrow_mut();
-        if shelf.len() < kept {
+        let mut shelf = self.shelves[at].borrow_mut();
+        if shelf.len() < SHELVES[at].1 {
             buf.clear();
             shelf.push(buf);
         }

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::buffer::{Buffers, SMALL};
+use super::buffer::{Buffers, CHUNK, SMALL};
 use super::stream::Stream;
 use super::sweep::{Fired, Slot};
 
@@ -32,6 +32,8 @@ pub struct Inbox {
     bytes: RefCell<Vec<u8>>,
     reading: Cell<bool>,
     closed: Cell<bool>,
+    /// How much is read ahead while a request is served.
+    ahead: Cell<usize>,
     /// The serving side changed something that the reader must see in this same turn.
     kick: Cell<bool>,
     buffers: Rc<Buffers>,
@@ -44,6 +46,7 @@ impl Inbox {
             bytes: RefCell::new(Vec::new()),
             reading: Cell::new(false),
             closed: Cell::new(false),
+            ahead: Cell::new(SMALL),
             kick: Cell::new(false),
             buffers,
         })
@@ -107,7 +110,13 @@ impl Inbox {
 
     /// A request has been taken: watch the client from now on.
     pub fn watch(&self) {
+        self.ahead.set(SMALL);
         self.set(Mode::Watch);
+    }
+
+    /// How much to read ahead. To be said before the first wait after [`Inbox::watch`].
+    pub fn read_ahead(&self, size: usize) {
+        self.ahead.set(size);
     }
 
     /// The request has been answered. A read still in flight becomes the next request's.
@@ -139,8 +148,11 @@ impl Inbox {
     fn lend(&self) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut *self.bytes.borrow_mut());
         if bytes.capacity() == 0 {
-            bytes = self.buffers.lend(SMALL);
-        } else if bytes.len() == bytes.capacity() {
+            let watching = self.mode.get() == Mode::Watch;
+            bytes = self
+                .buffers
+                .lend(if watching { self.ahead.get() } else { SMALL });
+        } else if bytes.capacity() - bytes.len() < CHUNK.min(bytes.len()) {
             bytes.reserve(SMALL.max(bytes.len()));
         }
         bytes

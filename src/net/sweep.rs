@@ -208,9 +208,12 @@ impl Slot {
         self.fired.get()
     }
 
-    /// Ends what is pending, once: the first reason stands.
+    /// Ends what is pending, once: the first reason stands, but for a connect's, which may be forgiven.
     pub fn fire(&self, why: Fired) {
-        if self.fired.get().is_none() {
+        if matches!(
+            self.fired.get(),
+            None | Some(Fired::Deadline(Wait::Connect))
+        ) {
             self.fired.set(Some(why));
         }
         self.end_upstream(why);

@@ -10,6 +10,7 @@ use crate::error::{Blame, Error, Kind, Stage};
 use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
+use crate::net::buffer::LITTLE;
 use crate::net::sweep::SWEEP_EVERY;
 use crate::wire::json::Object;
 use crate::wire::openai::Summary;
@@ -37,6 +38,10 @@ pub async fn generate(
             };
         }
     };
+    if request.summary.stream {
+        // Its next request is a stream away: no need to hold room for it.
+        reply.inbox.read_ahead(LITTLE);
+    }
     let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
     let result = run(shard, &x, reply).await;
     let end = settle(shard, reply, &x.request().id, result).await;

@@ -88,6 +88,7 @@ impl Client {
         loop {
             let mut reply = Reply::new(
                 self.stream.clone(),
+                self.inbox.clone(),
                 self.slot.clone(),
                 self.shard.tools.clone(),
             );
@@ -207,13 +208,16 @@ impl Client {
         metrics.add(Counter::bytes(Direction::In), request.body().len() as u64);
         let mut line = self.line(&request);
         let _in_flight = metrics.hold(Gauge::requests_in_flight(), 1);
+        // Boxed: an idle connection should not be as large as a request.
         let outcome = match route {
             Route::Generate(endpoint) => {
-                attempt::generate(&self.shard, request, trace, reply, endpoint).await
+                let attempt = attempt::generate(&self.shard, request, trace, reply, endpoint);
+                Box::pin(attempt).await
             }
-            Route::Forward => forward::forward(&self.shard, request, trace, reply).await,
+            Route::Forward => Box::pin(forward::forward(&self.shard, request, trace, reply)).await,
             own => {
-                let end = pages::answer(&self.shard, &request, own, reply).await;
+                let page = pages::answer(&self.shard, &request, own, reply);
+                let end = Box::pin(page).await;
                 Outcome {
                     endpoint: Endpoint::Other,
                     trace,
@@ -341,5 +345,21 @@ fn endpoint(route: Route) -> Endpoint {
         Route::Generate(endpoint) => endpoint,
         Route::Forward => Endpoint::Forward,
         _ => Endpoint::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of what `f` returns, without calling it.
+    fn returned<A, R>(_: impl Fn(A) -> R) -> usize {
+        size_of::<R>()
+    }
+
+    #[test]
+    fn a_connection_never_grows_beyond_a_page() {
+        let size = returned(Client::converse);
+        assert!(size <= 4096, "{size} bytes");
     }
 }

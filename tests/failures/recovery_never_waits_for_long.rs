@@ -114,3 +114,25 @@ fn a_flapping_probe_costs_nobody_a_request() {
     (0..10).for_each(|_| assert_eq!(ask(&rig).status, 200));
     assert_eq!(rig.posts(1).len(), before);
 }
+
+/// One that answers, but only with errors, is left out after some of them; a passing probe is no proof
+/// that it is well, a request that it serves is.
+#[test]
+fn an_instance_that_keeps_failing_is_left_out() {
+    let mut engines = engines(1, 2);
+    engines[1].faults.rates = vec![(pdsim::Fault::Status(500), 1.0)];
+    let rig = rig_with("nixl", engines, |c| {
+        c.health_check.enabled = false;
+        c.circuit_breaker.failure_threshold = 3;
+        c.circuit_breaker.success_threshold = 2;
+        c.circuit_breaker.ejection_initial = Duration::from_secs(20);
+        c.circuit_breaker.ejection_max = Duration::from_secs(20);
+    });
+    for _ in 0..20 {
+        assert_eq!(ask(&rig).status, 200);
+    }
+    assert!(left_out(&rig, 1));
+    assert_eq!(rig.posts(1).len(), 3);
+    assert_eq!(super::failures(&rig, 1, "status_5xx"), 3.0);
+    assert_eq!(rig.sum("pdrelay_ejections_total", &[]), 1.0);
+}

@@ -35,7 +35,7 @@ fn a_head_that_stops_is_a_408() {
         client.send(part);
         gets_408(&mut client);
         let took = began.elapsed();
-        assert!(took >= ms(200) && took < ms(600), "{took:?} for {part:?}");
+        assert!(took >= ms(200) && took < ms(3000), "{took:?} for {part:?}");
     }
 }
 
@@ -57,7 +57,7 @@ fn a_head_that_drips_is_a_408() {
     });
     let response = client.response();
     assert_eq!(response.status, 408);
-    assert!(began.elapsed() < ms(600));
+    assert!(began.elapsed() < ms(3000));
     drop(client);
     drip.join().unwrap();
 }
@@ -93,7 +93,7 @@ fn an_idle_connection_is_closed_without_a_word() {
         let began = Instant::now();
         assert_eq!(rest_of(&mut client), (vec![], End::Fin));
         let took = began.elapsed();
-        assert!(took >= ms(250) && took < ms(800), "{took:?}");
+        assert!(took >= ms(250) && took < ms(3000), "{took:?}");
     }
     // The limit is on idleness, not on the connection.
     let rig = quiet("aggregated", vec![engine(pdsim::Role::Both)], |c| c.timeouts.keep_alive = ms(500));
@@ -118,7 +118,7 @@ fn a_reader_that_does_not_read_is_cut() {
         ));
         eventually("it began", || rig.sim.open_requests(0) == 1);
         let took = time_until("the engine is free", || rig.sim.open_requests(0) == 0);
-        assert!(took < ms(2000), "{took:?}");
+        assert!(took < ms(4000), "{took:?}");
         eventually("the client is gone", || {
             rig.metric("pdrelay_connections_open") == 1.0
         });

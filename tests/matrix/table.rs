@@ -309,7 +309,7 @@ pub const TABLE: &[Row] = &[
 
     // ---- the decode leg up to its head; for faults of the body the client asks for a whole answer -----
     row(Refuse, DecodeHead, [
-        In(gets(502, Error).asked(1, 0).retries(1).blames(&[("connect", 2)]).kv([0, 0, 1], [0, 0, 1]).saved(1, 1)),
+        In(gets(502, Error).asked(1, 0).retries(2).blames(&[("connect", 2)]).kv([0, 0, 1], [0, 0, 1]).saved(1, 1)),
         In(gets(502, Error).asked(1, 0).retries(1).blames(&[("connect", 1)]).saved(1, 1)),
         In(gets(502, Error).asked(0, 0).retries(1).blames(&[("connect", 1)]).saved(0, 1)),
     ]),

@@ -260,6 +260,7 @@ impl Client {
     }
 
     /// Everything until the proxy closes.
+    #[allow(clippy::wrong_self_convention)]
     pub fn to_end(&mut self) -> Vec<u8> {
         while self.fill() {}
         std::mem::take(&mut self.rest)
