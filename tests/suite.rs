@@ -5,5 +5,6 @@ mod support;
 mod cli;
 mod failures;
 mod handshakes;
+mod http;
 mod structure;
 mod wire;

@@ -254,6 +254,12 @@ impl Slot {
         self.request_ms.set(u64::MAX);
     }
 
+    fn postpone(&self, by_ms: u64) {
+        for end in [&self.deadline_ms, &self.request_ms] {
+            end.set(end.get().saturating_add(by_ms));
+        }
+    }
+
     fn expire(&self, now: u64) {
         let client = self.client.get();
         if self.hangup.get() && client != NO_FD && hung_up(client) {
@@ -325,11 +331,15 @@ impl Sweep {
         }
     }
 
-    /// Fires what has expired and forgets what is gone.
+    /// Fires what has expired and forgets what is gone. Time in which the shard stood still (a paused
+    /// machine, a starved core) counts for nobody: what came in it has not been looked at yet.
     pub fn run(&self) {
+        let before = self.clock.coarse_ms();
         let now = self.clock.tick();
+        let lost = (now - before).saturating_sub(2 * SWEEP_EVERY.as_millis() as u64);
         self.slots.borrow_mut().retain(|slot| match slot.upgrade() {
             Some(slot) => {
+                slot.postpone(lost);
                 slot.expire(now);
                 true
             }

@@ -19,7 +19,7 @@ use crate::metrics::{
 use crate::net::inbox::{Duet, Inbox, read_client};
 use crate::net::stream::{Stream, finish_reading, finish_writing, reset_on_close, shutdown_now};
 use crate::net::sweep::{Fired, Slot, Wait};
-use crate::wire::head::{Framing, Method, Name};
+use crate::wire::head::{Framing, Method, Name, RequestHead};
 
 use super::intake::{self, Arrived, NoRequest};
 use super::shard::Shard;
@@ -104,7 +104,7 @@ impl Client {
                 }
                 Err(NoRequest::Closed) => return,
                 Err(NoRequest::Refused(error)) => {
-                    self.refuse(&mut reply, &error, Endpoint::Other).await;
+                    self.refuse(&mut reply, &error, Endpoint::Other, None).await;
                     break;
                 }
             }
@@ -134,7 +134,8 @@ impl Client {
             Ok(memory) => memory,
             Err(error) => {
                 reply.keep_alive = false;
-                self.refuse(reply, &error, endpoint(route)).await;
+                self.refuse(reply, &error, endpoint(route), Some(&arrived))
+                    .await;
                 return false;
             }
         };
@@ -150,7 +151,8 @@ impl Client {
                 Err(NoRequest::Closed) => return false,
                 Err(NoRequest::Refused(error)) => {
                     reply.keep_alive = false;
-                    self.refuse(reply, &error, endpoint(route)).await;
+                    self.refuse(reply, &error, endpoint(route), Some(&arrived))
+                        .await;
                     return false;
                 }
             }
@@ -193,14 +195,19 @@ impl Client {
             _ => 0,
         };
         let bytes = self.inbox.take(head_len + body);
-        let id = match head.fields.find(&bytes[..head_len], Name::RequestId) {
-            Some(id) if id::usable(id) => String::from_utf8_lossy(id).into_owned(),
-            _ => id::fresh(&self.shard.tools.rng),
-        };
+        let id = self.id(&head, &bytes[..head_len]);
         let trace = Trace::new(started);
         trace.body.set(Some(started.elapsed()));
-        let request = Request::new(head, bytes, head_len, decoded, id.into(), self.peer, held);
+        let request = Request::new(head, bytes, head_len, decoded, id, self.peer, held);
         (request, trace)
+    }
+
+    /// The client's own, or a new one.
+    fn id(&self, head: &RequestHead, bytes: &[u8]) -> Box<str> {
+        match head.fields.find(bytes, Name::RequestId) {
+            Some(id) if id::usable(id) => String::from_utf8_lossy(id).into(),
+            _ => id::fresh(&self.shard.tools.rng).into(),
+        }
     }
 
     async fn answer(&self, request: Request, trace: Trace, route: Route, reply: &mut Reply) {
@@ -232,7 +239,22 @@ impl Client {
     }
 
     /// A request that never was: answered, and the connection ends.
-    async fn refuse(&self, reply: &mut Reply, error: &Error, endpoint: Endpoint) {
+    async fn refuse(
+        &self,
+        reply: &mut Reply,
+        error: &Error,
+        endpoint: Endpoint,
+        arrived: Option<&Arrived>,
+    ) {
+        let mut line = log::Access::default();
+        if let Some(Arrived { head, head_len, .. }) = arrived {
+            self.inbox.look(|bytes| {
+                let bytes = &bytes[..*head_len];
+                line.id = self.id(head, bytes);
+                line.method = head.method_text(bytes).to_owned().into();
+                line.path = head.target(bytes).into();
+            });
+        }
         let metrics = &self.shard.tools.metrics;
         reply.keep_alive = false;
         metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));
@@ -240,14 +262,15 @@ impl Client {
             metrics.inc(Counter::timeouts(error.stage));
         }
         metrics.inc(Counter::requests(endpoint, Code::of(error.kind.status())));
-        let _ = reply.error(None, error).await;
+        let id = Some(&*line.id).filter(|id| !id.is_empty());
+        let _ = reply.error(id, error).await;
         if log::access_enabled() {
             log::access(log::Access {
                 client: self.peer,
                 status: error.kind.status(),
                 bytes_out: reply.bytes_out,
                 end: log::End::Error(error.kind.name()),
-                ..log::Access::default()
+                ..line
             });
         }
     }

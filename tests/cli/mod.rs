@@ -6,6 +6,7 @@ mod demos_never_need_anything;
 mod probes_never_leak_descriptors;
 mod secrets_are_never_printed;
 mod signals_never_cut_what_can_finish;
+mod stalls_never_pass_as_engine_failures;
 mod starts_never_fail_without_a_reason;
 
 use std::io::{BufRead, BufReader, Read};

@@ -50,7 +50,7 @@ fn ties_take_turns_at_every_stage() {
 fn long_prompts_are_worked_around() {
     let mut engines = engines(2, 1);
     for engine in &mut engines[..2] {
-        engine.timing.prefill_tokens_per_s = 20_000.0;
+        engine.timing.prefill_tokens_per_s = 2_000.0;
     }
     let rig = rig_with("nixl", engines, |_| {});
     let long = completion(&"word ".repeat(20_000), "");
@@ -71,7 +71,6 @@ fn long_prompts_are_worked_around() {
     );
     assert_eq!(rig.posts(at).len(), 1);
     assert_eq!(rig.posts(1 - at).len(), 12);
-    assert_eq!(busy.response().status, 200);
 }
 
 /// Decode is judged by streams under way; a heavier instance takes more of them.

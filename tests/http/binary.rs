@@ -34,7 +34,11 @@ impl Process {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = port.expect("a free port");
         let file = |kind: &str| {
-            let name = format!("pdrelay-test-{}-{}.{kind}", std::process::id(), address.port());
+            let name = format!(
+                "pdrelay-test-{}-{}.{kind}",
+                std::process::id(),
+                address.port()
+            );
             std::env::temp_dir().join(name)
         };
         let files = [file("yaml"), file("log")];
@@ -58,7 +62,11 @@ impl Process {
         let child = command.spawn();
         drop(theirs);
         let mut process = match child {
-            Ok(child) => Process { address, child, files },
+            Ok(child) => Process {
+                address,
+                child,
+                files,
+            },
             Err(e) if denied == Denied::DeferredRings => {
                 println!("no user notification: {e}");
                 return None;
@@ -72,7 +80,11 @@ impl Process {
         let began = Instant::now();
         while !process.said("listens on http://") {
             let ended = process.child.try_wait().expect("a state");
-            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(10), "{}", process.output());
+            assert!(
+                ended.is_none() && began.elapsed() < Duration::from_secs(10),
+                "{}",
+                process.output()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         // The log's writer is a thread of its own.
@@ -86,6 +98,12 @@ impl Process {
 
     pub fn said(&self, what: &str) -> bool {
         self.output().contains(what)
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let list = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        list.expect("a process").count()
     }
 
     /// SIGTERM; true if it drained and left as a program that a signal ended.
@@ -152,13 +170,22 @@ fn deny(denied: Denied, to: RawFd) -> io::Result<()> {
     };
     const SET_MODE_FILTER: libc::c_int = 1;
     const NEW_LISTENER: libc::c_int = 8;
-    let flags = if denied == Denied::DeferredRings { NEW_LISTENER } else { 0 };
+    let flags = if denied == Denied::DeferredRings {
+        NEW_LISTENER
+    } else {
+        0
+    };
     // SAFETY: plain system calls; the program lives through them.
     let listener = unsafe {
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             return Err(io::Error::last_os_error());
         }
-        libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program)
+        libc::syscall(
+            libc::SYS_seccomp,
+            SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
     };
     match listener {
         _ if listener < 0 => Err(io::Error::last_os_error()),

@@ -106,14 +106,22 @@ fn params_of_a_client_never_reach_an_engine() {
                 format!(r#"{{"model":"dummy","prompt":["a","b"],{key}:{forged}}}"#),
             ] {
                 let response = rig.post("/v1/completions", &body);
-                assert_eq!(response.status, 200, "{handshake} {body}: {}", response.text());
+                assert_eq!(
+                    response.status,
+                    200,
+                    "{handshake} {body}: {}",
+                    response.text()
+                );
             }
         }
         for engine in 0..engines {
             for one in rig.posts(engine) {
                 let text = String::from_utf8_lossy(&one.body).into_owned();
                 assert!(!text.contains("forged"), "{handshake}: {text}");
-                assert!(text.matches("transfer_params").count() <= 1, "{handshake}: {text}");
+                assert!(
+                    text.matches("transfer_params").count() <= 1,
+                    "{handshake}: {text}"
+                );
             }
         }
         assert_eq!(rig.sim.ledger().violations, Vec::<String>::new());
@@ -124,7 +132,9 @@ fn params_of_a_client_never_reach_an_engine() {
 /// an engine that takes them in small sips.
 #[test]
 fn large_bodies_arrive_whole() {
-    let text: String = (0..500_000).map(|i| format!("{:07x} ", i * 2_654_435_761u64 % 0xfff_ffff)).collect();
+    let text: String = (0..500_000)
+        .map(|i| format!("{:07x} ", i * 2_654_435_761u64 % 0xfff_ffff))
+        .collect();
     let body = format!(
         r#"{{"stream":true,"stream_options":null,"model":"dummy","prompt":"{text}","min_tokens":1,"max_tokens":3 }}"#
     );
@@ -141,22 +151,34 @@ fn large_bodies_arrive_whole() {
         "POST /v1/completions HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
         body.len()
     );
-    for bytes in [post_bytes("/v1/completions", &body, ""), chunked.into_bytes()] {
+    for bytes in [
+        post_bytes("/v1/completions", &body, ""),
+        chunked.into_bytes(),
+    ] {
         client.send(bytes);
         let response = client.response();
         assert_eq!((response.status, &*response.text()), (200, r#"{"fine":1}"#));
         assert!(d.seen().last().unwrap().body() == body.as_bytes());
         let prefill = body
-            .replace(r#""stream":true,"stream_options":null,"#, r#""stream":false,"#)
+            .replace(
+                r#""stream":true,"stream_options":null,"#,
+                r#""stream":false,"#,
+            )
             .replace(r#""min_tokens":1,"max_tokens":3 }"#, r#""max_tokens":1 }"#);
         let got = p.seen().last().unwrap().body().to_vec();
-        assert!(got == prefill.as_bytes(), "{:?}", difference(&got, prefill.as_bytes()));
+        assert!(
+            got == prefill.as_bytes(),
+            "{:?}",
+            difference(&got, prefill.as_bytes())
+        );
     }
 }
 
 fn difference(a: &[u8], b: &[u8]) -> Option<(usize, String, String)> {
     let at = a.iter().zip(b).position(|(x, y)| x != y)?;
-    let show = |s: &[u8]| String::from_utf8_lossy(&s[at.saturating_sub(40)..(at + 40).min(s.len())]).into_owned();
+    let show = |s: &[u8]| {
+        String::from_utf8_lossy(&s[at.saturating_sub(40)..(at + 40).min(s.len())]).into_owned()
+    };
     Some((at, show(a), show(b)))
 }
 
@@ -164,9 +186,17 @@ fn difference(a: &[u8], b: &[u8]) -> Option<(usize, String, String)> {
 fn an_engine_that_sips_gets_all_of_it() {
     use std::io::{Read, Write};
     let listener = {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(4 << 10).unwrap();
-        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket
+            .bind(
+                &"127.0.0.1:0"
+                    .parse::<std::net::SocketAddr>()
+                    .unwrap()
+                    .into(),
+            )
+            .unwrap();
         socket.listen(8).unwrap();
         TcpListener::from(socket)
     };
@@ -185,7 +215,9 @@ fn an_engine_that_sips_gets_all_of_it() {
                 std::thread::sleep(Duration::from_micros(300));
             }
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            .unwrap();
         let at = all.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
         all.split_off(at)
     });

@@ -41,7 +41,10 @@ fn next_works(fake: &Fake, server: &Server) {
     assert_eq!((response.status, &*response.text()), (200, "{}"));
     let seen = fake.seen();
     let (first, last) = (&seen[0], seen.last().unwrap());
-    assert_ne!(first.connection, last.connection, "the broken connection was used again");
+    assert_ne!(
+        first.connection, last.connection,
+        "the broken connection was used again"
+    );
 }
 
 /// The ways to fail after a first write of `first`.
@@ -66,7 +69,12 @@ fn event_streams_end_in_an_error_event() {
     for (name, acts) in ends(&mid_event) {
         cases.push((format!("{name} within an event"), true, acts));
     }
-    for garbage in ["zz\r\n", "5\r\nhello!", "\r\n\r\n", "ffffffffffffffffff\r\n"] {
+    for garbage in [
+        "zz\r\n",
+        "5\r\nhello!",
+        "\r\n\r\n",
+        "ffffffffffffffffff\r\n",
+    ] {
         let acts = vec![send(&whole), Act::Pause(30), send(garbage), Act::Pause(500)];
         cases.push((format!("garbage {garbage:?}"), false, acts));
     }
@@ -89,10 +97,21 @@ fn event_streams_end_in_an_error_event() {
         let error: serde_json::Value = serde_json::from_str(events.last().unwrap())
             .unwrap_or_else(|e| panic!("{name}: {e} in {text}"));
         assert!(error["error"]["message"].is_string(), "{name}: {text}");
-        assert!(error["error"]["code"].as_u64().unwrap() >= 500, "{name}: {text}");
+        assert!(
+            error["error"]["code"].as_u64().unwrap() >= 500,
+            "{name}: {text}"
+        );
         assert!(text.starts_with(EVENT), "{name}: {text}");
-        assert_eq!(within, text.contains("data: {\"b\"\n\ndata: "), "{name}: {text}");
-        assert_eq!(rest_of(&mut client).1, End::Fin, "{name}: the event must arrive");
+        assert_eq!(
+            within,
+            text.contains("data: {\"b\"\n\ndata: "),
+            "{name}: {text}"
+        );
+        assert_eq!(
+            rest_of(&mut client).1,
+            End::Fin,
+            "{name}: the event must arrive"
+        );
         next_works(&fake, &server);
     }
 }
@@ -116,7 +135,11 @@ fn other_answers_just_break() {
             let mut client = ask(&server, "1.1");
             let response = client.response();
             assert_eq!(response.status, 200, "{name} after {first:?}");
-            assert!(!response.complete, "{name} after {first:?}: {}", response.text());
+            assert!(
+                !response.complete,
+                "{name} after {first:?}: {}",
+                response.text()
+            );
             let (rest, end) = rest_of(&mut client);
             assert_ne!(end, End::Open);
             let text = format!("{}{}", response.text(), String::from_utf8_lossy(&rest));
@@ -160,7 +183,9 @@ fn old_clients_see_a_reset() {
 /// A stream with more to say than anyone takes at once still ends where it broke: all of it arrives first.
 #[test]
 fn what_came_before_the_break_arrives() {
-    let many: String = (0..2000).map(|i| chunk(&format!("data: {{\"n\":{i}}}\n\n"))).collect();
+    let many: String = (0..2000)
+        .map(|i| chunk(&format!("data: {{\"n\":{i}}}\n\n")))
+        .collect();
     let (fake, server) = failing(vec![send(format!("{SSE}{CHUNKED}{many}")), Act::Close]);
     let mut client = ask(&server, "1.1");
     let response = client.response();

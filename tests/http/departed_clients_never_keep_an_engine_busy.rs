@@ -50,7 +50,11 @@ fn nobody_left(rig: &Rig) {
     let status = rig.get("/status").json();
     assert_eq!(status["limits"]["in_flight"]["now"], 0, "{status}");
     for one in status["instances"].as_array().unwrap() {
-        assert_eq!((&one["requests"], &one["tokens"]), (&0.into(), &0.into()), "{status}");
+        assert_eq!(
+            (&one["requests"], &one["tokens"]),
+            (&0.into(), &0.into()),
+            "{status}"
+        );
     }
 }
 
@@ -60,11 +64,26 @@ fn in_every_stage() {
     let stream = completion("stages", r#","max_tokens":2000,"stream":true"#);
     let whole = completion("stages", r#","max_tokens":2000"#);
     let stages = [
-        ("prefill", "x-sim-fault-prefill: hang-before-head\r\n", &stream, 0),
-        ("decode head", "x-sim-fault-decode: hang-before-head\r\n", &stream, 1),
+        (
+            "prefill",
+            "x-sim-fault-prefill: hang-before-head\r\n",
+            &stream,
+            0,
+        ),
+        (
+            "decode head",
+            "x-sim-fault-decode: hang-before-head\r\n",
+            &stream,
+            1,
+        ),
         ("decode head of a whole answer", "", &whole, 1),
         ("stream", "", &stream, 1),
-        ("stalled stream", "x-sim-fault-decode: stall:1\r\n", &stream, 1),
+        (
+            "stalled stream",
+            "x-sim-fault-decode: stall:1\r\n",
+            &stream,
+            1,
+        ),
         ("half body", "x-sim-fault-decode: stall:0\r\n", &whole, 1),
     ];
     let mut times = Vec::new();
@@ -95,7 +114,11 @@ fn in_every_stage() {
     times.sort();
     assert!(times[times.len() / 2] < AT_ONCE, "{times:?}");
     nobody_left(&rig);
-    let behind = rig.posts(0).iter().filter(|r| r.body.windows(6).any(|w| w == b"behind")).count();
+    let behind = rig
+        .posts(0)
+        .iter()
+        .filter(|r| r.body.windows(6).any(|w| w == b"behind"))
+        .count();
     assert_eq!(behind, 0, "requests of clients that left were served");
     let gone: f64 = ["prefill", "decode_head", "stream"]
         .iter()
@@ -136,7 +159,9 @@ fn crowds_leave_nothing_behind() {
                     let mut client = rig.client();
                     let body = completion("crowd", r#","max_tokens":50,"stream":true"#);
                     client.send(post_bytes("/v1/completions", &body, ""));
-                    thread::sleep(Duration::from_micros((worker * 7919 + i * 104_729) % 15_000));
+                    thread::sleep(Duration::from_micros(
+                        (worker * 7919 + i * 104_729) % 15_000,
+                    ));
                 }
             });
         }

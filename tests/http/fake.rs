@@ -232,7 +232,9 @@ fn request(stream: &mut impl Read, input: &mut Vec<u8>) -> Option<Vec<u8>> {
         if let Some(end) = head_end(input) {
             let head = String::from_utf8_lossy(&input[..end]).to_ascii_lowercase();
             assert!(!head.contains("transfer-encoding"), "{head}");
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+            let length = head
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: "));
             let total = end + length.map_or(0, |n| n.parse().expect("a length"));
             if input.len() >= total {
                 return Some(input.drain(..total).collect());
@@ -271,4 +273,3 @@ pub fn answer(body: &str) -> Act {
 pub fn at(server: &Server) -> crate::support::Client {
     crate::support::Client::connect(server.address)
 }
-

@@ -33,7 +33,9 @@ fn on_the_wire(engine: Engine, body: &[u8]) -> (String, Vec<u8>) {
             body.to_vec(),
         ),
         Engine::OldKeepAlive => (
-            format!("HTTP/1.0 200 OK\r\ncontent-type: x/y\r\nconnection: keep-alive\r\ncontent-length: {length}\r\n\r\n"),
+            format!(
+                "HTTP/1.0 200 OK\r\ncontent-type: x/y\r\nconnection: keep-alive\r\ncontent-length: {length}\r\n\r\n"
+            ),
             body.to_vec(),
         ),
         Engine::Close => (
@@ -83,7 +85,11 @@ fn ask(client: &mut Client, version: &str, more: &str) {
 /// A client that knows no chunks: everything until the end.
 fn old_answer(client: &mut Client) -> (String, Vec<u8>, End) {
     let (bytes, end) = rest_of(client);
-    let at = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("a head") + 4;
+    let at = bytes
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .expect("a head")
+        + 4;
     (
         String::from_utf8_lossy(&bytes[..at]).into_owned(),
         bytes[at..].to_vec(),
@@ -121,7 +127,10 @@ fn check(engine: Engine, body: &[u8], cut: usize) {
         let sized = matches!(engine, Engine::Length | Engine::OldKeepAlive);
         assert_eq!(framing, (sized, !sized), "{what}");
         if engine == Engine::Chunked {
-            assert!(response.raw_body == wire, "{what}: chunks pass as they came");
+            assert!(
+                response.raw_body == wire,
+                "{what}: chunks pass as they came"
+            );
         }
     }
     assert!(client.rest.is_empty());
@@ -166,7 +175,15 @@ fn bytes_one_by_one_make_the_same_answer() {
     let body = completion("slowly", r#","max_tokens":3,"stream":true"#);
     let plain = rig.post("/v1/completions", &body);
     let mut client = rig.client();
-    for shape in ["byte-by-byte", "chunk-ext", "trailers", "split-chunks", "length", "close-delimited", "http10"] {
+    for shape in [
+        "byte-by-byte",
+        "chunk-ext",
+        "trailers",
+        "split-chunks",
+        "length",
+        "close-delimited",
+        "http10",
+    ] {
         for version in ["1.1", "1.0"] {
             client.send(format!(
                 "POST /v1/completions HTTP/{version}\r\nhost: t\r\nconnection: keep-alive\r\n\
@@ -193,7 +210,11 @@ fn answers_without_a_body_stay_without() {
         ("HEAD", "404 Not Found\r\ncontent-length: 9\r\n", Some("9")),
         ("GET", "204 No Content\r\n", None),
         ("GET", "304 Not Modified\r\netag: \"x\"\r\n", None),
-        ("GET", "304 Not Modified\r\ncontent-length: 77\r\n", Some("77")),
+        (
+            "GET",
+            "304 Not Modified\r\ncontent-length: 77\r\n",
+            Some("77"),
+        ),
         ("GET", "200 OK\r\ncontent-length: 0\r\n", Some("0")),
     ];
     for (method, head, length) in answers {
@@ -207,7 +228,11 @@ fn answers_without_a_body_stay_without() {
             assert_eq!(response.header("transfer-encoding"), None, "{head}");
             assert_eq!(response.header("connection"), None, "{head}");
         }
-        assert_eq!(client.get("/health").json()["status"], "ok", "nothing was left over");
+        assert_eq!(
+            client.get("/health").json()["status"],
+            "ok",
+            "nothing was left over"
+        );
         assert_eq!(fake.connections(), 1, "{head}");
     }
 }
@@ -217,7 +242,15 @@ fn interim_answers_are_skipped() {
     let last = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlast";
     let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n\
                    HTTP/1.1 102 Processing\r\nx-a: b\r\n\r\n";
-    for cut in [0, 10, 25, 40, interim.len() - 1, interim.len(), interim.len() + 20] {
+    for cut in [
+        0,
+        10,
+        25,
+        40,
+        interim.len() - 1,
+        interim.len(),
+        interim.len() + 20,
+    ] {
         let all = format!("{interim}{last}");
         let (a, b) = all.split_at(cut);
         let fake = Fake::always(vec![send(a), Act::Pause(2), send(b)]);
@@ -229,7 +262,9 @@ fn interim_answers_are_skipped() {
             assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
             assert!(!head.contains("link"), "{head}");
             while client.rest.len() < 4 {
-                client.rest.extend_from_slice(&read_some(&mut client.stream));
+                client
+                    .rest
+                    .extend_from_slice(&read_some(&mut client.stream));
             }
             assert_eq!(client.rest, b"last");
             client.rest.clear();
@@ -351,7 +386,10 @@ fn requests_byte_by_byte_are_requests() {
             client.send([byte]);
         }
         let response = client.response();
-        assert_eq!((response.status, response.generated()), (200, expected.clone()));
+        assert_eq!(
+            (response.status, response.generated()),
+            (200, expected.clone())
+        );
     }
     // Each in a read of its own.
     for byte in b"\r\n\r\nGET /health HTTP/1.1\r\nhost: t\r\n\r\n" {
@@ -364,7 +402,11 @@ fn requests_byte_by_byte_are_requests() {
 
 #[test]
 fn clients_that_wait_for_100_get_it_once() {
-    let rig = quiet("nixl", vec![engine(pdsim::Role::Prefill), engine(pdsim::Role::Decode)], |_| {});
+    let rig = quiet(
+        "nixl",
+        vec![engine(pdsim::Role::Prefill), engine(pdsim::Role::Decode)],
+        |_| {},
+    );
     let body = completion("expected", r#","max_tokens":2"#);
     let expected = rig.post("/v1/completions", &body).generated();
     let sized = format!("content-length: {}", body.len());
@@ -378,7 +420,10 @@ fn clients_that_wait_for_100_get_it_once() {
         assert_eq!(client.head(), "HTTP/1.1 100 Continue\r\n\r\n");
         client.send(payload);
         let response = client.response();
-        assert_eq!((response.status, response.generated()), (200, expected.clone()));
+        assert_eq!(
+            (response.status, response.generated()),
+            (200, expected.clone())
+        );
         // The body is there already: nobody waits.
         client.send(format!("{head}{payload}"));
         let head = client.head();
@@ -386,7 +431,9 @@ fn clients_that_wait_for_100_get_it_once() {
     }
     // 1.0 knows no 100.
     let mut client = rig.client();
-    client.send(format!("POST /v1/completions HTTP/1.0\r\nexpect: 100-continue\r\n{sized}\r\n\r\n"));
+    client.send(format!(
+        "POST /v1/completions HTTP/1.0\r\nexpect: 100-continue\r\n{sized}\r\n\r\n"
+    ));
     thread::sleep(ms(20));
     client.send(&body);
     assert!(client.head().starts_with("HTTP/1.1 200 "));
@@ -412,7 +459,11 @@ fn connections_close_when_either_side_says_so() {
         for path in ["/v1/completions", "/health"] {
             let mut client = at(&server);
             let body = completion("x", "");
-            let (method, body) = if path == "/health" { ("GET", "") } else { ("POST", &*body) };
+            let (method, body) = if path == "/health" {
+                ("GET", "")
+            } else {
+                ("POST", &*body)
+            };
             client.send(format!(
                 "{method} {path} HTTP/{version}\r\nhost: t\r\n{more}content-length: {}\r\n\r\n{body}",
                 body.len()
@@ -432,7 +483,11 @@ fn connections_close_when_either_side_says_so() {
             }
         }
     }
-    assert_eq!(fake.connections(), 1, "all of it on one connection to the engine");
+    assert_eq!(
+        fake.connections(),
+        1,
+        "all of it on one connection to the engine"
+    );
     // The engine says so: its connection ends, the client's does not.
     let closing = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
     let fake = Fake::always(vec![send(closing)]);
@@ -440,7 +495,10 @@ fn connections_close_when_either_side_says_so() {
     let mut client = at(&server);
     for _ in 0..3 {
         let response = client.post("/v1/completions", &completion("x", ""));
-        assert_eq!((response.status, response.header("connection")), (200, None));
+        assert_eq!(
+            (response.status, response.header("connection")),
+            (200, None)
+        );
     }
     assert_eq!(fake.connections(), 3);
     crate::support::eventually("the proxy closed them", || fake.open() == 0);

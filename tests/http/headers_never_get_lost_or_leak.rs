@@ -62,17 +62,31 @@ fn fields_travel_end_to_end_and_no_further() {
         assert_eq!(one("accept"), ["*/*"]);
         assert_eq!(one("user-agent"), ["test/1"]);
         assert_eq!(one("content-type"), ["application/json"]);
-        assert_eq!(one("host"), [engine.address.to_string()], "its own name, once");
+        assert_eq!(
+            one("host"),
+            [engine.address.to_string()],
+            "its own name, once"
+        );
         assert_eq!(one("content-length").len(), 1);
         for hop in HOPS {
             assert_eq!(one(hop), Vec::<String>::new(), "{hop}");
         }
-        assert!(seen.text().contains("X-Custom: one\r\n"), "names keep their case");
+        assert!(
+            seen.text().contains("X-Custom: one\r\n"),
+            "names keep their case"
+        );
     }
-    assert!(p.seen()[0].header("accept-encoding").is_empty(), "P's answer is read by us");
+    assert!(
+        p.seen()[0].header("accept-encoding").is_empty(),
+        "P's answer is read by us"
+    );
     assert_eq!(d.seen()[0].header("accept-encoding"), ["gzip"]);
 
-    assert!(response.head.starts_with("HTTP/1.1 200 Fine\r\n"), "{}", response.head);
+    assert!(
+        response.head.starts_with("HTTP/1.1 200 Fine\r\n"),
+        "{}",
+        response.head
+    );
     let all = |name: &str| -> Vec<String> {
         response
             .head
@@ -93,7 +107,12 @@ fn fields_travel_end_to_end_and_no_further() {
         assert_eq!(all(hop), Vec::<String>::new(), "{hop}");
     }
     let timing = response.header("server-timing").expect("Server-Timing");
-    for stage in ["body;dur=", "prefill;dur=", "decode_head;dur=", "total;dur="] {
+    for stage in [
+        "body;dur=",
+        "prefill;dur=",
+        "decode_head;dur=",
+        "total;dur=",
+    ] {
         assert!(timing.contains(stage), "{timing}");
     }
 }
@@ -119,9 +138,15 @@ fn one_id_from_end_to_end() {
         assert_eq!(returned == id, kept, "{id:?} -> {returned:?}");
         assert!(kept || returned.len() == 36, "{returned:?}");
         for engine in [&p, &d] {
-            assert_eq!(engine.seen().last().unwrap().header("x-request-id"), [&*returned]);
+            assert_eq!(
+                engine.seen().last().unwrap().header("x-request-id"),
+                [&*returned]
+            );
         }
-        assert_eq!(response.head.to_lowercase().matches("x-request-id").count(), 1);
+        assert_eq!(
+            response.head.to_lowercase().matches("x-request-id").count(),
+            1
+        );
     }
     // None at all, or two; and answers of our own.
     let mut ids = Vec::new();
@@ -140,7 +165,10 @@ fn one_id_from_end_to_end() {
     assert_eq!(ids.len(), 5, "{ids:?}");
     let field = "x-request-id: first\r\nx-request-id: second\r\n";
     let bytes = post_bytes("/v1/completions", &completion("x", ""), field);
-    assert_eq!(raw(server.address, bytes).header("x-request-id"), Some("first"));
+    assert_eq!(
+        raw(server.address, bytes).header("x-request-id"),
+        Some("first")
+    );
     assert_eq!(d.seen().last().unwrap().header("x-request-id"), ["first"]);
 }
 
@@ -148,7 +176,11 @@ fn one_id_from_end_to_end() {
 fn a_key_of_ours_replaces_the_clients_and_only_then() {
     let secret = |c: &mut pdrelay::config::Config| c.openai_api_key = Some(Secret("ours".into()));
     let (p, d, server) = two(secret);
-    for field in ["authorization: Bearer theirs\r\n", "", "authorization: a\r\nAuthorization: b\r\n"] {
+    for field in [
+        "authorization: Bearer theirs\r\n",
+        "",
+        "authorization: a\r\nAuthorization: b\r\n",
+    ] {
         let bytes = post_bytes("/v1/completions", &completion("x", ""), field);
         let response = raw(server.address, bytes);
         assert_eq!(response.status, 200);
@@ -159,8 +191,29 @@ fn a_key_of_ours_replaces_the_clients_and_only_then() {
         }
     }
     let (p, _d, server) = two(|_| {});
-    raw(server.address, post_bytes("/v1/completions", &completion("x", ""), ""));
+    raw(
+        server.address,
+        post_bytes("/v1/completions", &completion("x", ""), ""),
+    );
     assert!(p.seen()[0].header("authorization").is_empty());
+}
+
+/// Also a request that is refused before it is read has one, for its line in the log.
+#[test]
+fn refusals_carry_the_id() {
+    let (_p, _d, server) = two(|c| c.timeouts.body = super::ms(100));
+    for (framing, status) in [
+        ("content-length: 100000000\r\n\r\n", 413),
+        ("content-length: 10\r\n\r\n", 408),
+        ("transfer-encoding: chunked\r\n\r\nnonsense\r\n", 400),
+    ] {
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: t\r\nx-request-id: mine\r\n";
+        let response = raw(server.address, format!("{head}{framing}"));
+        assert_eq!(
+            (response.status, response.header("x-request-id")),
+            (status, Some("mine"))
+        );
+    }
 }
 
 /// A field that a peer lists in `Connection` is dropped, but never one that frames the message.

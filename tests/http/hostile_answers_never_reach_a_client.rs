@@ -86,10 +86,25 @@ fn ambiguous_answers_are_a_502() {
         let before = fake.seen().last().unwrap().connection;
         // The client's connection goes on; the engine's does not.
         let response = client.post("/v1/completions", &completion("sound", ""));
-        assert_eq!((response.status, &*response.text()), (200, r#"{"sound":true}"#), "{what:?}");
+        assert_eq!(
+            (response.status, &*response.text()),
+            (200, r#"{"sound":true}"#),
+            "{what:?}"
+        );
         let after = fake.seen().last().unwrap().connection;
-        assert!(after > before, "the connection was used again after {what:?}");
-        assert_eq!(server.shared.metrics.render().matches("pdrelay_panics_total 0").count(), 1);
+        assert!(
+            after > before,
+            "the connection was used again after {what:?}"
+        );
+        assert_eq!(
+            server
+                .shared
+                .metrics
+                .render()
+                .matches("pdrelay_panics_total 0")
+                .count(),
+            1
+        );
     }
 }
 
@@ -105,12 +120,32 @@ fn bytes_after_an_answer_never_become_the_next_answer() {
         ("POST", chunked, stray),
         ("POST", sized, "\r\n"),
         ("POST", "HTTP/1.1 204 No Content\r\n\r\n", stray),
-        ("POST", "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", "first"),
-        ("POST", "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", "first"),
-        ("POST", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", stray),
+        (
+            "POST",
+            "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n",
+            "first",
+        ),
+        (
+            "POST",
+            "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+            "first",
+        ),
+        (
+            "POST",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            stray,
+        ),
         // An engine that answers HEAD as it would GET.
-        ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n", stray),
-        ("HEAD", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", stray),
+        (
+            "HEAD",
+            "HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n",
+            stray,
+        ),
+        (
+            "HEAD",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            stray,
+        ),
     ];
     for (method, first, rest) in cases {
         for late in [false, true] {
@@ -164,4 +199,35 @@ fn words_on_an_idle_connection_never_become_an_answer() {
     thread::sleep(ms(60));
     let response = client.post("/tokenize", "{}");
     assert_eq!((response.status, &*response.text()), (200, "mine"));
+}
+
+/// An engine may refuse a body before it has read it, and close: the client gets the refusal, not a 502.
+#[test]
+fn an_early_refusal_is_an_answer() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let engine = thread::spawn(move || {
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            let mut some = vec![0; 50_000];
+            stream.read_exact(&mut some).unwrap();
+            let refusal =
+                "HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
+            stream.write_all(refusal.as_bytes()).unwrap();
+        }
+    });
+    let server = proxy(&[], |c| {
+        c.instances = vec![pdrelay::config::InstanceConfig {
+            address: pdrelay::config::Address::tcp("127.0.0.1", address.port()),
+            role: pdrelay::config::Role::Aggregated,
+            weight: 1.0,
+        }];
+    });
+    let mut client = at(&server);
+    for _ in 0..2 {
+        let response = client.post("/v1/completions", &completion(&"x".repeat(8 << 20), ""));
+        assert_eq!((response.status, &*response.text()), (413, "large"));
+    }
+    engine.join().unwrap();
 }

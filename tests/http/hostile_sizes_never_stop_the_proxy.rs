@@ -27,7 +27,11 @@ fn nested_brackets_are_a_400() {
         deep.clone(),
         format!(r#"{{"prompt":{deep}"#),
         format!(r#"{{"prompt":{deep}{}}}"#, "]".repeat(64 << 10)),
-        format!(r#"{{"prompt":{}1{}}}"#, r#"{"a":"#.repeat(9000), "}".repeat(9000)),
+        format!(
+            r#"{{"prompt":{}1{}}}"#,
+            r#"{"a":"#.repeat(9000),
+            "}".repeat(9000)
+        ),
         "{".repeat(64 << 10),
         "\"".repeat(64 << 10),
     ];
@@ -46,10 +50,19 @@ fn nested_brackets_are_a_400() {
 fn heads_without_end_are_a_431() {
     let rig = rig("nixl", 1, 1);
     let heads = [
-        format!("GET /health HTTP/1.1\r\nhost: t\r\nx-long: {}\r\n\r\n", "a".repeat(4 * MIB)),
+        format!(
+            "GET /health HTTP/1.1\r\nhost: t\r\nx-long: {}\r\n\r\n",
+            "a".repeat(4 * MIB)
+        ),
         format!("GET /{} HTTP/1.1\r\nhost: t\r\n\r\n", "a".repeat(4 * MIB)),
-        format!("GET /health HTTP/1.1\r\nhost: t\r\n{}\r\n", "x-a: b\r\n".repeat(4 * MIB / 8)),
-        format!("GET /health HTTP/1.1\r\nhost: t\r\n{}\r\n", "x-a: b\r\n".repeat(200)),
+        format!(
+            "GET /health HTTP/1.1\r\nhost: t\r\n{}\r\n",
+            "x-a: b\r\n".repeat(4 * MIB / 8)
+        ),
+        format!(
+            "GET /health HTTP/1.1\r\nhost: t\r\n{}\r\n",
+            "x-a: b\r\n".repeat(200)
+        ),
         "a".repeat(4 * MIB),
     ];
     for head in heads {
@@ -78,7 +91,9 @@ fn a_body_announced_too_large_is_refused_before_it_is_sent() {
 /// The client writes all of it before it reads: the answer must still be there.
 #[test]
 fn a_body_sent_too_large_does_not_eat_its_answer() {
-    let rig = quiet("nixl", engines(1, 1), |c| c.limits.body_bytes_max = 20 * MIB);
+    let rig = quiet("nixl", engines(1, 1), |c| {
+        c.limits.body_bytes_max = 20 * MIB
+    });
     let piece = vec![b'x'; MIB];
     for chunked in [false, true] {
         let mut client = rig.client();
@@ -87,7 +102,9 @@ fn a_body_sent_too_large_does_not_eat_its_answer() {
         } else {
             format!("content-length: {}", 100 * MIB)
         };
-        client.send(format!("POST /v1/completions HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n"));
+        client.send(format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n"
+        ));
         for _ in 0..100 {
             if chunked {
                 client.send("100000\r\n");
@@ -121,8 +138,15 @@ fn bad_utf8_is_a_400_in_a_generate_body_and_nowhere_else() {
     assert_eq!(rig.posts(0).len(), 0);
     post("/tokenize", b"x-name: caf\xe9\r\n");
     let received = &rig.posts(0)[0];
-    assert_eq!(received.body, body, "a forwarded body is the engine's business");
-    assert_eq!(received.header("x-name"), Some("caf\u{fffd}"), "obs-text passes");
+    assert_eq!(
+        received.body, body,
+        "a forwarded body is the engine's business"
+    );
+    assert_eq!(
+        received.header("x-name"),
+        Some("caf\u{fffd}"),
+        "obs-text passes"
+    );
     serves(&rig);
 }
 
@@ -136,7 +160,9 @@ fn connections_above_the_limit_are_told_so() {
     for early in [false, true] {
         let mut fourth = rig.client();
         if early {
-            let _ = fourth.stream.write_all(b"GET /health HTTP/1.1\r\nhost: t\r\n\r\n");
+            let _ = fourth
+                .stream
+                .write_all(b"GET /health HTTP/1.1\r\nhost: t\r\n\r\n");
             thread::sleep(ms(20));
         }
         let response = fourth.response();
@@ -149,7 +175,11 @@ fn connections_above_the_limit_are_told_so() {
     held.pop();
     eventually("a place is free", || rig.get("/health").status == 200);
     for client in &mut held {
-        assert_eq!(client.get("/health").status, 200, "the others never noticed");
+        assert_eq!(
+            client.get("/health").status,
+            200,
+            "the others never noticed"
+        );
     }
 }
 
@@ -167,10 +197,17 @@ fn requests_above_the_limit_get_a_503_and_a_time_to_retry() {
     let response = second.post("/v1/completions", &completion("too many", ""));
     assert_eq!(response.status, 503);
     assert_eq!(response.header("retry-after"), Some("1"));
-    assert_eq!(rig.get("/v1/models").status, 200, "only generate requests count");
+    assert_eq!(
+        rig.get("/v1/models").status,
+        200,
+        "only generate requests count"
+    );
     drop(first);
     eventually("the place is free", || {
-        second.post("/v1/completions", &completion("now", "")).status == 200
+        second
+            .post("/v1/completions", &completion("now", ""))
+            .status
+            == 200
     });
 }
 
@@ -209,7 +246,9 @@ fn bodies_above_the_memory_limit_get_a_503_and_give_it_back() {
     // A client that leaves with its body half sent gives it back, too.
     first.send(&whole[..whole.len() / 2]);
     drop(first);
-    eventually("given back", || rig.post("/v1/completions", &big).status == 200);
+    eventually("given back", || {
+        rig.post("/v1/completions", &big).status == 200
+    });
 }
 
 #[test]

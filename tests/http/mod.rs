@@ -9,6 +9,7 @@ mod framing_never_changes_body_bytes;
 mod headers_never_get_lost_or_leak;
 mod hostile_answers_never_reach_a_client;
 mod hostile_sizes_never_stop_the_proxy;
+mod mutations_never_confuse_an_engine;
 mod never_crossed;
 mod pipelined_requests_never_swap_answers;
 mod slow_clients_never_hold_a_place;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use pdsim::Sim;
 
-use crate::support::{Client, MODEL, engines, rig_with};
+use crate::support::{Client, MODEL, engines, eventually, rig_with};
 
 use super::binary::{Denied, Process};
 use super::ms;
@@ -21,10 +21,10 @@ use super::ms;
 const WORKERS: u64 = 16;
 
 /// splitmix64: a seed names a whole run.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -59,7 +59,11 @@ struct Tally {
 fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
     let tokens = 1 + dice.roll(6);
     let stream = dice.roll(2) == 0;
-    let pad = "x".repeat(if dice.roll(40) == 0 { 40_000 } else { dice.roll(200) as usize });
+    let pad = "x".repeat(if dice.roll(40) == 0 {
+        40_000
+    } else {
+        dice.roll(200) as usize
+    });
     let prompt = format!("{name} {pad}");
     let more = format!(r#""max_tokens":{tokens},"stream":{stream}"#);
     let (path, body, hash) = if dice.roll(2) == 0 {
@@ -75,7 +79,15 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
     let mut trouble = false;
     match dice.roll(if calm { 80 } else { 100 }) {
         0..20 => {
-            let shapes = ["chunk-ext", "trailers", "close-delimited", "length", "http10", "split-chunks", "103-first"];
+            let shapes = [
+                "chunk-ext",
+                "trailers",
+                "close-delimited",
+                "length",
+                "http10",
+                "split-chunks",
+                "103-first",
+            ];
             fields = format!("x-sim-shape: {}\r\n", dice.one_of(&shapes));
         }
         80..99 => {
@@ -97,7 +109,11 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
         }
         99 => {
             trouble = true;
-            let faults = ["-prefill: hang-before-head", "-decode: hang-before-head", "-decode: stall:1"];
+            let faults = [
+                "-prefill: hang-before-head",
+                "-decode: hang-before-head",
+                "-decode: stall:1",
+            ];
             fields = format!("x-sim-fault{}\r\n", dice.one_of(&faults));
         }
         _ => {}
@@ -110,7 +126,10 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
         format!("content-length: {}\r\n\r\n{body}", body.len())
     };
     Ask {
-        bytes: format!("POST {path} HTTP/1.1\r\nhost: t\r\nx-request-id: {name}\r\n{fields}{framing}").into(),
+        bytes: format!(
+            "POST {path} HTTP/1.1\r\nhost: t\r\nx-request-id: {name}\r\n{fields}{framing}"
+        )
+        .into(),
         id: name.to_owned(),
         mark: pdsim::mark(hash),
         text: pdsim::expected(hash, 0, tokens as u32),
@@ -123,7 +142,11 @@ fn only_own(ask: &Ask, text: &str) {
     for (at, _) in text.match_indices(" w") {
         let token = &text.as_bytes()[at + 2..text.len().min(at + 12)];
         if token.len() == 10 && token.iter().all(u8::is_ascii_hexdigit) {
-            assert!(text[at..].starts_with(&ask.mark), "{} got foreign text: {text}", ask.id);
+            assert!(
+                text[at..].starts_with(&ask.mark),
+                "{} got foreign text: {text}",
+                ask.id
+            );
         }
     }
 }
@@ -137,7 +160,11 @@ fn take(client: &mut Client, ask: &Ask, tally: &Tally) -> bool {
     if ask.trouble {
         tally.troubled.fetch_add(1, Ordering::Relaxed);
         if response.complete && response.status == 200 {
-            assert!(ask.text.starts_with(&generated(&text)), "{}: {text}", ask.id);
+            assert!(
+                ask.text.starts_with(&generated(&text)),
+                "{}: {text}",
+                ask.id
+            );
         }
     } else if response.status == 504 {
         // A machine that is busy with other things may be this late; not often.
@@ -156,11 +183,18 @@ fn generated(text: &str) -> String {
     let of = |json: &str| -> Option<String> {
         let value: serde_json::Value = serde_json::from_str(json).ok()?;
         let choice = &value["choices"][0];
-        let all = [&choice["text"], &choice["delta"]["content"], &choice["message"]["content"]];
+        let all = [
+            &choice["text"],
+            &choice["delta"]["content"],
+            &choice["message"]["content"],
+        ];
         Some(all.iter().filter_map(|v| v.as_str()).collect())
     };
     if text.starts_with("data:") {
-        return text.split("\n\n").filter_map(|e| of(e.strip_prefix("data: ")?)).collect();
+        return text
+            .split("\n\n")
+            .filter_map(|e| of(e.strip_prefix("data: ")?))
+            .collect();
     }
     of(text).unwrap_or_default()
 }
@@ -171,16 +205,27 @@ fn worker(address: SocketAddr, seed: u64, number: u64, share: u64, tally: &Tally
     let mut asked = 0;
     while asked < share {
         let mut asks = Vec::new();
-        let many = if dice.roll(3) == 0 { 2 + dice.roll(4) } else { 1 };
+        let many = if dice.roll(3) == 0 {
+            2 + dice.roll(4)
+        } else {
+            1
+        };
         let leaving = dice.roll(6) == 0;
         for i in 0..many {
             // Trouble may close the connection, so only the last of several may ask for it.
             let calm = leaving || i + 1 < many;
-            asks.push(ask(&mut dice, &format!("r-{seed:x}-{number}-{asked}"), calm));
+            asks.push(ask(
+                &mut dice,
+                &format!("r-{seed:x}-{number}-{asked}"),
+                calm,
+            ));
             asked += 1;
         }
         tally.asked.fetch_add(many, Ordering::Relaxed);
-        let mut bytes = asks.iter().flat_map(|a| a.bytes.iter().copied()).collect::<Vec<u8>>();
+        let mut bytes = asks
+            .iter()
+            .flat_map(|a| a.bytes.iter().copied())
+            .collect::<Vec<u8>>();
         if leaving {
             if dice.roll(4) == 0 {
                 bytes.truncate(dice.roll(bytes.len() as u64) as usize);
@@ -255,14 +300,23 @@ fn storm(mode: &str, address: SocketAddr, sim: &Sim, requests: u64) {
     assert!(asked >= requests - WORKERS && whole > requests / 2 && late < requests / 20);
     assert!(left > requests / 10 && troubled > requests / 50);
     let ledger = sim.ledger();
-    assert_eq!(ledger.violations, Vec::<String>::new(), "NEVER_CROSSED_SEED={seed}");
+    assert_eq!(
+        ledger.violations,
+        Vec::<String>::new(),
+        "NEVER_CROSSED_SEED={seed}"
+    );
     let page = Client::connect(address).get("/metrics").text();
-    assert!(page.contains("pdrelay_panics_total 0\n"), "a panic: NEVER_CROSSED_SEED={seed}");
+    assert!(
+        page.contains("pdrelay_panics_total 0\n"),
+        "a panic: NEVER_CROSSED_SEED={seed}"
+    );
 }
 
 fn sim() -> Sim {
     let mut engines = engines(1, 1);
-    engines.iter_mut().for_each(|e| e.keep_alive = Some(ms(1000)));
+    engines
+        .iter_mut()
+        .for_each(|e| e.keep_alive = Some(ms(1000)));
     Sim::start(pdsim::Options {
         engines,
         record: false,
@@ -277,11 +331,15 @@ const REQUESTS: u64 = 10_000;
 fn in_this_process() {
     let sim = sim();
     let rig = rig_with("nixl", engines(0, 0), |c| {
-        let roles = [pdrelay::config::Role::Prefill, pdrelay::config::Role::Decode];
+        let roles = [
+            pdrelay::config::Role::Prefill,
+            pdrelay::config::Role::Decode,
+        ];
         c.instances = crate::support::config("nixl", &roles, sim.addresses()).instances;
         c.limits.idle_per_instance_max = 4;
         c.retry.initial_backoff = ms(1);
         c.timeouts.pool_idle = ms(50);
+        c.timeouts.connect = ms(10_000);
         c.timeouts.prefill = ms(300);
         c.timeouts.decode_head = ms(300);
         c.timeouts.between_chunks = ms(300);
@@ -297,21 +355,34 @@ fn as_a_process(mode: &str, denied: Denied, environment: &[(&str, &str)], line: 
         "handshake: nixl\nhost: 127.0.0.1\nshards: 2\nprefill: [{p}]\ndecode: [{d}]\n\
          limits: {{idle_per_instance_max: 4}}\nhealth_check: {{enabled: false}}\n\
          retry: {{initial_backoff: 1ms}}\n\
-         timeouts: {{pool_idle: 50ms, prefill: 300ms, decode_head: 300ms, between_chunks: 300ms}}\n"
+         timeouts: {{pool_idle: 50ms, connect: 10s, prefill: 300ms, decode_head: 300ms, between_chunks: 300ms}}\n"
     );
     let Some(process) = Process::start(&config, denied, environment) else {
         println!("{mode}: this machine does not let a test deny it");
         return;
     };
-    assert!(process.said(line), "{line:?} is not in {}", process.output());
+    assert!(
+        process.said(line),
+        "{line:?} is not in {}",
+        process.output()
+    );
+    let before = process.descriptors();
     storm(mode, process.address, &sim, REQUESTS);
+    eventually("all descriptors are closed", || {
+        process.descriptors() <= before
+    });
     assert!(process.end(), "it did not end well");
 }
 
 #[test]
 fn with_epoll_by_choice() {
     let forced = [("MONOIO_FORCE_LEGACY_DRIVER", "1")];
-    as_a_process("epoll by choice", Denied::Nothing, &forced, "epoll (MONOIO_FORCE_LEGACY_DRIVER is set)");
+    as_a_process(
+        "epoll by choice",
+        Denied::Nothing,
+        &forced,
+        "epoll (MONOIO_FORCE_LEGACY_DRIVER is set)",
+    );
 }
 
 #[test]

@@ -8,8 +8,15 @@ use crate::support::{Client, completion, engine, engines, post_bytes, rig};
 use super::{End, ms, quiet, rest_of};
 
 fn tagged(i: usize, more: &str) -> Vec<u8> {
-    let body = completion(&format!("pipelined prompt {i}"), &format!(r#","max_tokens":3{more}"#));
-    post_bytes("/v1/completions", &body, &format!("x-request-id: r-{i}\r\n"))
+    let body = completion(
+        &format!("pipelined prompt {i}"),
+        &format!(r#","max_tokens":3{more}"#),
+    );
+    post_bytes(
+        "/v1/completions",
+        &body,
+        &format!("x-request-id: r-{i}\r\n"),
+    )
 }
 
 fn expected(i: usize) -> String {
@@ -83,13 +90,18 @@ fn a_request_during_a_stream_waits() {
     assert!(head.contains("text/event-stream"), "{head}");
     client.rest.splice(0..0, head.bytes());
     // Far more than any buffer: only so much of it may be taken in meanwhile.
-    let filler = completion("bulky", &format!(r#","max_tokens":1,"pad":"{}""#, "p".repeat(200_000)));
+    let filler = completion(
+        "bulky",
+        &format!(r#","max_tokens":1,"pad":"{}""#, "p".repeat(200_000)),
+    );
     let mut writer = client.stream.try_clone().unwrap();
     let write = thread::spawn(move || {
         use std::io::Write;
         for i in 0..5 {
             writer.write_all(&tagged(i, "")).unwrap();
-            writer.write_all(&post_bytes("/v1/completions", &filler, "")).unwrap();
+            writer
+                .write_all(&post_bytes("/v1/completions", &filler, ""))
+                .unwrap();
         }
     });
     let first = client.response();
@@ -106,7 +118,10 @@ fn a_request_during_a_stream_waits() {
 #[test]
 fn nothing_is_served_after_the_last_request() {
     let rig = quiet("nixl", engines(1, 1), |_| {});
-    for last in ["connection: close\r\n", "x-request-id: r-1\r\ncontent-length: 0\r\n"] {
+    for last in [
+        "connection: close\r\n",
+        "x-request-id: r-1\r\ncontent-length: 0\r\n",
+    ] {
         let before = rig.posts(0).len();
         let mut client = rig.client();
         let mut all = tagged(0, "");

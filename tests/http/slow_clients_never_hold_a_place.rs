@@ -29,7 +29,12 @@ fn gets_408(client: &mut Client) {
 #[test]
 fn a_head_that_stops_is_a_408() {
     let rig = impatient();
-    for part in ["G", "GET /health", "GET /health HTTP/1.1\r\nhost: t\r\n", "\r\nG"] {
+    for part in [
+        "G",
+        "GET /health",
+        "GET /health HTTP/1.1\r\nhost: t\r\n",
+        "\r\nG",
+    ] {
         let mut client = rig.client();
         let began = Instant::now();
         client.send(part);
@@ -96,7 +101,9 @@ fn an_idle_connection_is_closed_without_a_word() {
         assert!(took >= ms(250) && took < ms(3000), "{took:?}");
     }
     // The limit is on idleness, not on the connection.
-    let rig = quiet("aggregated", vec![engine(pdsim::Role::Both)], |c| c.timeouts.keep_alive = ms(500));
+    let rig = quiet("aggregated", vec![engine(pdsim::Role::Both)], |c| {
+        c.timeouts.keep_alive = ms(500)
+    });
     let mut client = rig.client();
     for _ in 0..5 {
         thread::sleep(ms(180));
@@ -129,7 +136,10 @@ fn a_reader_that_does_not_read_is_cut() {
             assert_eq!(end, End::Reset);
         }
     }
-    assert_eq!(rig.post("/v1/completions", &completion("x", "")).status, 200);
+    assert_eq!(
+        rig.post("/v1/completions", &completion("x", "")).status,
+        200
+    );
 }
 
 fn small_window(rig: &Rig) -> Client {

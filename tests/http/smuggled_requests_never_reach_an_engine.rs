@@ -6,8 +6,7 @@ use crate::support::engines;
 use super::{End, quiet, rest_of};
 
 /// A generate request on a sound connection; sent behind each hostile one.
-const SECOND: &str =
-    "POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 32\r\n\r\n{\"model\":\"dummy\",\"prompt\":\"evil\"}";
+const SECOND: &str = "POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 32\r\n\r\n{\"model\":\"dummy\",\"prompt\":\"evil\"}";
 
 fn heads() -> Vec<&'static str> {
     vec![
@@ -65,7 +64,9 @@ fn ambiguous_heads_end_the_connection() {
     for head in heads() {
         for first in ["POST /v1/completions HTTP/1.1", "GET /v1/models HTTP/1.1"] {
             let mut client = rig.client();
-            client.send(format!("{first}\r\nhost: t\r\n{head}\r\n0\r\n\r\n{SECOND}{SECOND}"));
+            client.send(format!(
+                "{first}\r\nhost: t\r\n{head}\r\n0\r\n\r\n{SECOND}{SECOND}"
+            ));
             let (bytes, end) = rest_of(&mut client);
             let text = String::from_utf8_lossy(&bytes).into_owned();
             assert!(text.starts_with("HTTP/1.1 400 "), "{head:?}: {text}");
@@ -111,7 +112,10 @@ fn ambiguous_request_lines_end_the_connection() {
             let _ = std::io::Write::write_all(&mut client.stream, SECOND.as_bytes());
             let (bytes, _) = rest_of(&mut client);
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            assert!(text.starts_with("HTTP/1.1 400 "), "{head:?} by {step}: {text}");
+            assert!(
+                text.starts_with("HTTP/1.1 400 "),
+                "{head:?} by {step}: {text}"
+            );
             assert_eq!(answers(&text), 1, "{head:?}: {text}");
         }
     }
@@ -175,14 +179,21 @@ fn requests_inside_bodies_stay_bodies() {
     );
     client.send(format!("{sized}{chunked}{trailed}{sized}"));
     for _ in 0..4 {
-        assert_eq!(client.response().status, 400, "an engine finds no JSON in it");
+        assert_eq!(
+            client.response().status,
+            400,
+            "an engine finds no JSON in it"
+        );
     }
     let seen = rig.posts(0);
     assert_eq!(seen.len(), 4);
     for one in seen {
         assert_eq!(String::from_utf8_lossy(&one.body), inner);
         assert_eq!(one.header("transfer-encoding"), None);
-        assert_eq!(one.header("content-length"), Some(&*inner.len().to_string()));
+        assert_eq!(
+            one.header("content-length"),
+            Some(&*inner.len().to_string())
+        );
     }
     assert_eq!(rig.sim.ledger().violations, Vec::<String>::new());
 }

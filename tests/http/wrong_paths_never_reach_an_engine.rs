@@ -18,7 +18,11 @@ fn refusals_come_before_the_body() {
         ("POST /", 404, None),
         ("POST *", 404, None),
     ] {
-        for framing in ["content-length: 1000000", "transfer-encoding: chunked", "expect: 100-continue\r\ncontent-length: 10"] {
+        for framing in [
+            "content-length: 1000000",
+            "transfer-encoding: chunked",
+            "expect: 100-continue\r\ncontent-length: 10",
+        ] {
             let mut client = rig.client();
             client.send(format!("{line} HTTP/1.1\r\nhost: t\r\n{framing}\r\n\r\n"));
             let response = client.response();
@@ -87,13 +91,23 @@ fn engine_admin_paths_do_not_exist() {
 #[test]
 fn listed_paths_are_forwarded_and_their_neighbours_are_not() {
     let rig = quiet("nixl", engines(1, 1), |c| {
-        c.forward = vec!["/reset_prefix_cache".into(), "/debug/*".into(), "/v1/load_lora_adapter".into()];
+        c.forward = vec![
+            "/reset_prefix_cache".into(),
+            "/debug/*".into(),
+            "/v1/load_lora_adapter".into(),
+        ];
     });
     let status = |path: &str| {
         let line = format!("POST {path} HTTP/1.1\r\nhost: t\r\n\r\n");
         raw(rig.server.address, line).status
     };
-    for path in ["/reset_prefix_cache", "/reset_prefix_cache?tags=a", "/debug/x", "/debug/", "/v1/load_lora_adapter"] {
+    for path in [
+        "/reset_prefix_cache",
+        "/reset_prefix_cache?tags=a",
+        "/debug/x",
+        "/debug/",
+        "/v1/load_lora_adapter",
+    ] {
         let before = rig.sim.requests(0);
         status(path);
         assert_eq!(rig.sim.requests(0), before + 1, "{path}");
@@ -133,7 +147,10 @@ fn queries_and_absolute_forms_arrive_in_origin_form() {
     let response = rig.post("/v1/completions?api-version=2&x=%2F", &body);
     assert_eq!(response.status, 200);
     for engine in [0, 1] {
-        assert_eq!(rig.posts(engine)[0].path, "/v1/completions?api-version=2&x=%2F");
+        assert_eq!(
+            rig.posts(engine)[0].path,
+            "/v1/completions?api-version=2&x=%2F"
+        );
     }
 }
 
@@ -151,6 +168,10 @@ fn head_is_get_without_the_body() {
         if path == "/v1/models" {
             assert_eq!(head.header("content-length"), get.header("content-length"));
         }
-        assert_eq!(client.get("/health").json()["status"], "ok", "nothing was left over");
+        assert_eq!(
+            client.get("/health").json()["status"],
+            "ok",
+            "nothing was left over"
+        );
     }
 }

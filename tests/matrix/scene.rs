@@ -63,6 +63,7 @@ impl Scene {
     /// D meets P. It leaves no idle connection behind: a reused one has a free retry, which is not what
     /// these numbers are about.
     fn warm_up(&self) {
+        let before = self.counts();
         let body = completion("warm-up", r#","max_tokens":1"#);
         let mut client = self.rig.client();
         let header = "x-sim-shape: close-delimited\r\n";
@@ -70,7 +71,8 @@ impl Scene {
         let response = client.response();
         assert_eq!(response.status, 200, "warm-up: {}", response.text());
         drop(client);
-        self.settled(&self.counts(), "warm-up");
+        let wrong = self.settled(&before, "the warm-up");
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 
     fn engines(&self) -> std::ops::Range<usize> {
@@ -79,7 +81,7 @@ impl Scene {
 
     fn tokens(&self) -> u32 {
         match (self.what, self.stage) {
-            (What::SlowClient, _) => 30_000,
+            (What::SlowClient, _) => 60_000,
             (What::ClientGone | What::ClientGoneUnmet, Stage::Stream) => 200,
             _ => 6,
         }
@@ -89,23 +91,19 @@ impl Scene {
     pub fn play(&mut self) -> (Expect, Vec<String>) {
         let before = self.counts();
         self.rig.sim.set_fault(self.faulty, fault(self.what, self.stage));
-        let (said, freed) = self.request();
+        let said = self.request();
         let mut wrong = self.settled(&before, "the request");
         let after = self.counts();
         let mut seen = self.seen(&before, &after, said);
         wrong.extend(self.innocents(&before, &after));
-        if let Some(took) = freed.filter(|took| *took > Duration::from_millis(2500)) {
-            wrong.push(format!("the engine was told of it after {took:?}"));
-        }
         self.rig.sim.set_fault(self.faulty, None);
         wrong.extend(self.afterwards());
         seen.saved = None;
         (seen, wrong)
     }
 
-    /// Sends the request and reads as much as this client would. For a client's own faults: how long its
-    /// engine went on.
-    fn request(&self) -> ((u16, Body), Option<Duration>) {
+    /// Sends the request and reads as much as this client would.
+    fn request(&self) -> (u16, Body) {
         let stream = self.stage == Stage::Stream;
         let tokens = self.tokens();
         let more = format!(r#","max_tokens":{tokens},"stream":{stream}"#);
@@ -116,10 +114,8 @@ impl Scene {
                 let mut client = small_window(&self.rig);
                 client.send(bytes);
                 wait("the stream begins", busy);
-                let began = Instant::now();
                 wait("a reader that does not read is cut", || !busy());
-                let freed = began.elapsed() - SHORT.min(began.elapsed());
-                (self.judge(&client.response()), Some(freed))
+                self.judge(&client.response())
             }
             What::ClientGone | What::ClientGoneUnmet => {
                 let mut client = self.rig.client();
@@ -132,9 +128,8 @@ impl Scene {
                     499
                 };
                 drop(client);
-                let began = Instant::now();
                 wait("the engine is told that the client left", || !busy());
-                ((status, Body::Nobody), Some(began.elapsed()))
+                (status, Body::Nobody)
             }
             _ => {
                 let mut client = self.rig.client();
@@ -143,7 +138,7 @@ impl Scene {
                 if !response.complete {
                     assert!(client.closed(), "a cut answer ends its connection");
                 }
-                (self.judge(&response), None)
+                self.judge(&response)
             }
         }
     }
@@ -231,7 +226,7 @@ impl Scene {
             if counted != 1 {
                 wrong.push(format!("{of} was counted {counted} times"));
             }
-            if wrong.is_empty() || began.elapsed() > Duration::from_secs(6) {
+            if wrong.is_empty() || began.elapsed() > Duration::from_secs(15) {
                 return wrong;
             }
             sleep(Duration::from_millis(5));
@@ -400,6 +395,7 @@ fn limits(config: &mut Config, what: What, stage: Stage) {
     config.health_check.enabled = false;
     config.retry.initial_backoff = Duration::from_millis(5);
     let limits = &mut config.timeouts;
+    limits.connect = Duration::from_secs(20);
     let limit = match (what, stage) {
         (What::Hang | What::Stall, Stage::Prefill) => &mut limits.prefill,
         (What::Hang, Stage::DecodeHead) => &mut limits.decode_head,

@@ -4,8 +4,8 @@ usage: hard_cases.py RELAY SINGLE PREFILL DECODE [requests] [clients] [engines] 
 
 requests  the relay's answer must be the single server's: status, error, text, token ids, logprobs, usage
 clients   a client leaves during prefill, decode, a stream: engines stop, and P's KV blocks are free again at once
-engines   kills p0 and d0 of engines.sh and starts them again (not part of the default if ENGINES=0)
-Standard library only. env: MODEL=tiny BLOCKS=256 (KV blocks of P) TOOLS=1 (engines have a tool parser)
+engines   kills p0 and d0 of engines.sh and starts them again
+Standard library only. env: MODEL=tiny BLOCKS=256 (KV blocks of P)
 """
 
 import http.client
@@ -207,7 +207,7 @@ class Client:
     def __init__(self, path, body):
         self.socket = socket.create_connection(place(RELAY), timeout=60)
         raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
         self.socket.sendall(head.encode() + raw)
         self.seen = b""
 
@@ -309,9 +309,8 @@ def serves_again(name):
 
 def engines():
     post(RELAY, COMPLETIONS, completion())
-    client = Client(CHAT, chat(max_tokens=3000, stream=True)).read(5)
-    waiting = Client(COMPLETIONS, completion(max_tokens=3000))
-    until(5, lambda: metric(DECODE, "vllm:num_requests_running") == 2)
+    waiting = Client(COMPLETIONS, completion(max_tokens=3500))
+    client = Client(CHAT, chat(max_tokens=3500, stream=True)).read(5)
     engines_do("crash", "d0")
     broken, last = client.rest(), client.seen.strip().split(b"data: ")[-1]
     expect("D dies in a stream: an error event, and the connection broken", broken and b'"error"' in last, last[:200])
