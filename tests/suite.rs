@@ -2,9 +2,11 @@
 
 mod support;
 
+mod chaos;
 mod cli;
 mod failures;
 mod handshakes;
 mod http;
+mod matrix;
 mod structure;
 mod wire;

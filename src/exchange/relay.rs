@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
-use crate::metrics::{Broken, Counter, Failure, InstanceCounter};
+use crate::metrics::{Broken, Counter, Failure, Histogram};
 use crate::net::buffer::{Buffers, CHUNK, LARGE, MEDIUM, SMALL};
 use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
@@ -271,8 +271,11 @@ impl Reply {
             match relay.take(rest) {
                 Ok(Step::Same(n)) => out.extend_from_slice(&rest[..n]),
                 Ok(Step::Other(bytes)) => out.extend_from_slice(&bytes),
-                // Nothing has been sent yet: this can still be an honest 502.
-                Err(what) => return Err(Stop::Error(opened.failed(Kind::BadResponse, what))),
+                // Nothing has been sent yet: another try may do better, or it is an honest 502.
+                Err(what) => {
+                    x.charge_failure(&opened.picked, Failure::BadResponse);
+                    return Err(Stop::Again(opened.failed(Kind::BadResponse, what)));
+                }
             }
             self.chunks += 1;
         }
@@ -287,6 +290,7 @@ impl Reply {
             self.slot.when_gone(OnGone::Finish(timeouts.release));
         }
         let mut buf = self.tools.buffers.lend(if bulk { LARGE } else { CHUNK });
+        let mut last = Instant::now();
         let end = loop {
             if relay.done() {
                 break Ok(());
@@ -297,6 +301,11 @@ impl Reply {
             buf = back;
             self.slot.when_gone(OnGone::Cut);
             x.touch(&opened.picked);
+            let now = Instant::now();
+            self.tools
+                .metrics
+                .observe(Histogram::chunk_gap(), now - last);
+            last = now;
             if self.slot.fired().is_some() {
                 break Err(self.ended_by_us(x, opened, relay).await);
             }
@@ -373,7 +382,6 @@ impl Reply {
         what: impl Into<Cow<'static, str>>,
     ) -> Stop {
         let error: Error = opened.failed(kind, what);
-        let instance = opened.picked.instance();
         let failure = match why {
             Broken::Timeout => Failure::Timeout,
             Broken::BadFraming => Failure::BadResponse,
@@ -381,9 +389,7 @@ impl Reply {
         };
         // A stream that outlives the request's own limit is no fault of its engine.
         if self.slot.fired() != Some(Fired::Deadline(Wait::Request)) {
-            instance
-                .metrics
-                .inc(&x.tools.metrics, InstanceCounter::failures(failure));
+            x.charge_failure(&opened.picked, failure);
         }
         x.tools.metrics.inc(Counter::broken_streams(why));
         if let Some(mid_event) = relay.room_for_event() {

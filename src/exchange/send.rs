@@ -177,6 +177,10 @@ impl Exchange {
         if let Some(error) = self.connect_ended(leg.stage) {
             return Err(Stop::Error(error));
         }
+        if ours(&why) {
+            let cause = format!("no connection to an engine can be made ({why})");
+            return Err(Error::new(Kind::Overloaded, leg.stage, cause).into());
+        }
         self.unreachable(&picked, &why);
         tried.push(picked.instance().index);
         self.tools.metrics.inc(Counter::retries(Retry::Connect));
@@ -494,6 +498,13 @@ impl Exchange {
             None => ReadFailed::Bad("its head was cut short"),
         }
     }
+}
+
+/// Is this machine out of descriptors or memory? No instance is to blame, and no other one will do.
+fn ours(why: &io::Error) -> bool {
+    use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let code = why.raw_os_error();
+    code.is_some_and(|code| [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(&code))
 }
 
 type Head = (ResponseHead, Vec<u8>, usize);

@@ -11,8 +11,8 @@
 //!    |<==tokens===|<===========================|
 //! ```
 //!
-//! * No params (absent or null): P stopped on its first token. D gets the request without them and
-//!   computes by itself.
+//! * No params (absent or null): P kept nothing (beam search; before 0.32 also a stop on the first
+//!   token). D gets the request without them and computes by itself.
 //! * Several prompts in one request skip P: through one grant every choice but the first would silently
 //!   be wrong text.
 //! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and

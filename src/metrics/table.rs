@@ -135,7 +135,7 @@ rows! {
     pool_idle()
         "pdrelay_pool_idle", "Idle upstream connections kept for reuse.";
     body_memory_bytes()
-        "pdrelay_body_memory_bytes", "Memory held by request bodies and buffered answers.";
+        "pdrelay_body_memory_bytes", "Memory held by request bodies.";
     releases_pending()
         "pdrelay_kv_releases_pending", "KV blocks waiting to be released at their prefill instance.";
 }

@@ -39,6 +39,8 @@ impl Stream {
     /// Takes over a connected TCP descriptor and sets NODELAY and keep-alive probes on it.
     pub fn from_tcp(fd: OwnedFd, driver: Driver) -> io::Result<Stream> {
         let socket = socket2::Socket::from(fd);
+        // monoio accepts without it on a ring.
+        socket.set_cloexec(true)?;
         socket.set_tcp_nodelay(true)?;
         let probes = socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(60))

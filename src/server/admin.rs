@@ -162,7 +162,6 @@ pub fn apply(shared: &Shared, changes: &[Change]) -> Result<(), Refused> {
             instance.targets.publish(resolve(&instance.address));
         }
         shared.cluster.publish(next);
-        shared.control.post(super::control::Letter::Watch);
     }
     Ok(())
 }

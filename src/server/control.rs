@@ -1,11 +1,13 @@
-//! The control thread: health probes, wedge watch, rendered pages, the admin API's changes. An epoll
-//! runtime, off the data path.
+//! The threads off the data path, each with an epoll runtime. *control*: rendered pages, the admin API's
+//! changes, the wedge watch. *probes*: health checks, by themselves, since monoio-http-client reads an
+//! answer to its end before it hands anything over: an engine whose `/health` never ends must not take the
+//! operator's pages with it.
 
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,22 +31,26 @@ pub enum Ask {
 }
 
 pub enum Letter {
-    Ask {
-        shard: usize,
-        ticket: u64,
-        ask: Ask,
-    },
-    /// The cluster has changed: there may be instances that nobody watches yet.
-    Watch,
+    Ask { shard: usize, ticket: u64, ask: Ask },
     Stop,
 }
 
 /// How often DNS names are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+/// How soon an instance that was added is probed.
+const NEW_INSTANCES_EVERY: Duration = Duration::from_millis(200);
 const WEDGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>> {
     sample_instances(&shared);
+    let weak = Arc::downgrade(&shared);
+    // Not joined at the end: it may be held up by an engine, and holds nothing itself.
+    std::thread::Builder::new()
+        .name("probes".into())
+        .spawn(move || match runtime::control() {
+            Ok(mut runtime) => runtime.block_on(watch_all(weak)),
+            Err(error) => log::error(|| format!("health probes cannot start: {error}")),
+        })?;
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || match runtime::control() {
@@ -54,8 +60,6 @@ pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>>
 }
 
 async fn run(shared: Arc<Shared>, ear: UnixStream) {
-    let mut watched = Watched::default();
-    watched.all_of(&shared);
     monoio::spawn(watch_wedges(shared.clone()));
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
@@ -69,7 +73,6 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
         for letter in shared.control.take() {
             match letter {
                 Letter::Stop => return,
-                Letter::Watch => watched.all_of(&shared),
                 Letter::Ask { shard, ticket, ask } => {
                     let (status, body) = answer(&shared, ask);
                     shared.shards[shard].post(shard::Letter::Answered {
@@ -105,7 +108,7 @@ impl Watched {
     fn all_of(&mut self, shared: &Arc<Shared>) {
         for instance in &shared.cluster.get().instances {
             if self.probes.insert(instance.index) {
-                monoio::spawn(probe(shared.clone(), instance.clone()));
+                monoio::spawn(probe(Arc::downgrade(shared), instance.clone()));
             }
             if !self.names && named(&instance.address) {
                 self.names = true;
@@ -117,17 +120,38 @@ impl Watched {
     }
 }
 
+/// Sees to it that every instance of the cluster is probed; ends with the server.
+async fn watch_all(shared: Weak<Shared>) {
+    let mut watched = Watched::default();
+    while let Some(shared) = alive(&shared) {
+        watched.all_of(&shared);
+        drop(shared);
+        monoio::time::sleep(NEW_INSTANCES_EVERY).await;
+    }
+}
+
+fn alive(shared: &Weak<Shared>) -> Option<Arc<Shared>> {
+    shared
+        .upgrade()
+        .filter(|shared| !shared.stopped.load(Ordering::Relaxed))
+}
+
 /// Probes one instance until it is taken out of the cluster.
-async fn probe(shared: Arc<Shared>, instance: Arc<Instance>) {
+async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
     let mut failures = 0;
-    while shared
-        .cluster
-        .get()
-        .instances
-        .iter()
-        .any(|one| one.index == instance.index)
-    {
-        let check = shared.config.get().health_check.clone();
+    loop {
+        let Some(server) = alive(&shared) else { return };
+        if !server
+            .cluster
+            .get()
+            .instances
+            .iter()
+            .any(|one| one.index == instance.index)
+        {
+            return;
+        }
+        let check = server.config.get().health_check.clone();
+        drop(server);
         if !check.enabled {
             instance.set_health(Health::Unknown);
             monoio::time::sleep(check.interval).await;

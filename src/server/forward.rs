@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use crate::config::Role;
-use crate::error::Stage;
-use crate::exchange::{Exchange, Leg, Reply, Request, Stop, Trace};
+use crate::error::{Kind, Stage};
+use crate::exchange::{Exchange, Leg, Opened, Reply, Request, Stop, Trace};
 use crate::metrics::Endpoint;
 
 use super::attempt::{error_of, finish, settle};
@@ -28,14 +28,23 @@ pub async fn forward(
 
 async fn run(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let now = crate::cluster::breaker::now_ms();
-    let has = |role: &&Role| !x.cluster.role(**role).is_empty();
-    let role = ROLES
-        .iter()
-        .find(|role| x.cluster.available(**role, now))
-        .or_else(|| ROLES.iter().find(has))
-        .unwrap_or(&Role::Decode);
+    let mut roles = ROLES.to_vec();
+    roles.retain(|role| !x.cluster.role(*role).is_empty());
+    roles.sort_by_key(|role| !x.cluster.available(*role, now));
+    let last = roles.pop().unwrap_or(Role::Decode);
+    for role in roles {
+        match open(x, role).await {
+            // Nobody of this role can be reached; those of the next know as much.
+            Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => {}
+            opened => return reply.relay(x, opened?).await,
+        }
+    }
+    let stream = open(x, last).await?;
+    reply.relay(x, stream).await
+}
+
+async fn open(x: &Exchange, role: Role) -> Result<Opened, Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.verbatim = true;
-    let stream = x.open(x.pick(*role)?, leg).await?;
-    reply.relay(x, stream).await
+    x.open(x.pick(role)?, leg).await
 }

@@ -57,6 +57,8 @@ pub struct Shared {
     pub in_flight: AtomicUsize,
     pub connections: AtomicUsize,
     pub draining: AtomicBool,
+    /// The threads have been told to end.
+    pub stopped: AtomicBool,
     pub shards: Vec<Mailbox<shard::Letter>>,
     pub control: Mailbox<control::Letter>,
     /// Held while the cluster is being changed.
@@ -150,6 +152,7 @@ impl Server {
 
     fn stop(&mut self) {
         self.shared.draining.store(true, Ordering::SeqCst);
+        self.shared.stopped.store(true, Ordering::SeqCst);
         for shard in &self.shared.shards {
             shard.post(shard::Letter::Stop);
         }
@@ -224,6 +227,7 @@ fn build(
         in_flight: AtomicUsize::new(0),
         connections: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        stopped: AtomicBool::new(false),
         shards: mailboxes,
         control,
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub struct Shard {
     tickets: Cell<u64>,
     stop: Cell<bool>,
     stop_waker: RefCell<Option<Waker>>,
-    listener_fd: i32,
+    listener_fd: RawFd,
 }
 
 enum Render {
@@ -139,7 +139,7 @@ async fn serve(start: Start, driver: Driver, line: String) {
     .await;
 }
 
-fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: i32) -> Shard {
+fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: RawFd) -> Shard {
     let config = shared.config.get();
     let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
     let tools = Tools {
@@ -200,14 +200,25 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
 
 async fn sweep(shard: Rc<Shard>) {
     let tools = &shard.tools;
-    let mut idle = 0i64;
+    let (mut idle, mut held) = (0i64, 0i64);
+    let follow = |gauge, shown: &mut i64, now: usize| {
+        tools.metrics.gauge_add(gauge, now as i64 - *shown);
+        *shown = now as i64;
+    };
     loop {
         monoio::time::sleep(SWEEP_EVERY).await;
         tools.sweep.run();
+        if shard.draining() {
+            // Those that came in last had one sweep's time to say what they want.
+            tools.sweep.end_idle();
+        }
         tools.pool.prune(tools.sweep.clock.coarse_ms());
-        let now = tools.pool.idle() as i64;
-        tools.metrics.gauge_add(Gauge::pool_idle(), now - idle);
-        idle = now;
+        follow(Gauge::pool_idle(), &mut idle, tools.pool.idle());
+        follow(
+            Gauge::body_memory_bytes(),
+            &mut held,
+            shard.body_memory.get(),
+        );
     }
 }
 
@@ -301,8 +312,13 @@ impl Shard {
         }
     }
 
-    fn drain(&self) {
-        // Ends the pending accept; connections in the listener's queue are refused from here on.
+    fn drain(self: &Rc<Self>) {
+        // Clients whose connection the kernel has already taken are answered; closing the listener would
+        // reset them.
+        while let Some(fd) = accept_now(self.listener_fd) {
+            self.clone().serve(fd, None);
+        }
+        // Ends the pending accept.
         shutdown_now(self.listener_fd);
         self.tools.sweep.end_idle();
     }
@@ -323,6 +339,23 @@ struct Forget<'a> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.shard.renders.borrow_mut().remove(&self.ticket);
+    }
+}
+
+/// A connection that waits in the listener's queue, if there is one.
+fn accept_now(listener: RawFd) -> Option<OwnedFd> {
+    // SAFETY: plain syscalls on a listener that is open; the new number has no other owner.
+    unsafe {
+        // The pending accept of a ring waits by itself and is not touched by this.
+        let flags = libc::fcntl(listener, libc::F_GETFL);
+        libc::fcntl(listener, libc::F_SETFL, flags | libc::O_NONBLOCK);
+        let fd = libc::accept4(
+            listener,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_CLOEXEC,
+        );
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
     }
 }
 

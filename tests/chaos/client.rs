@@ -32,6 +32,10 @@ struct Ask {
     prompt: String,
     tokens: u32,
     stream: bool,
+    /// Its engines are asked for garbage, which in a well-framed answer is passed on as it is.
+    garbage: bool,
+    /// Its engines end their answers by closing, so that nobody can tell a cut one.
+    until_close: bool,
     bytes: Vec<u8>,
 }
 
@@ -43,9 +47,19 @@ pub fn live(world: &World, number: u64, requests: usize) -> (Vec<Asked>, Vec<Str
     while seen.len() < requests {
         sleep(dice.ms(0, 12));
         let mut client = connection.take().unwrap_or_else(|| world.rig.client());
-        let together = if dice.percent(20) { dice.within(2, 4) } else { 1 };
+        let together = if dice.percent(20) {
+            dice.within(2, 4)
+        } else {
+            1
+        };
         let asks: Vec<Ask> = (0..together)
-            .map(|i| ask(world, &mut dice, &format!("s{}c{number}r{}", world.seed, seen.len() as u64 + i)))
+            .map(|i| {
+                ask(
+                    world,
+                    &mut dice,
+                    &format!("s{}c{number}r{}", world.seed, seen.len() as u64 + i),
+                )
+            })
             .collect();
         let all: Vec<u8> = asks.iter().flat_map(|a| a.bytes.clone()).collect();
         if dice.percent(10) {
@@ -96,7 +110,10 @@ pub fn live(world: &World, number: u64, requests: usize) -> (Vec<Asked>, Vec<Str
 }
 
 fn ask(world: &World, dice: &mut Dice, id: &str) -> Ask {
-    let prompt = format!("{id} asks {}", "something ".repeat(dice.within(1, 30) as usize));
+    let prompt = format!(
+        "{id} asks {}",
+        "something ".repeat(dice.within(1, 30) as usize)
+    );
     let tokens = dice.within(1, 14) as u32;
     let stream = dice.percent(60);
     let mut header = format!("x-request-id: {id}\r\n");
@@ -120,10 +137,19 @@ fn ask(world: &World, dice: &mut Dice, id: &str) -> Ask {
         let stage = dice.one(&["-prefill", "-decode"]);
         header += &format!("x-sim-fault{stage}: {fault}\r\n");
     }
+    let garbage = header.contains("garbage");
     if dice.percent(15) {
-        let shape = dice.one(&["chunk-ext", "trailers", "close-delimited", "split-chunks", "103-first", "http10"]);
+        let shape = dice.one(&[
+            "chunk-ext",
+            "trailers",
+            "close-delimited",
+            "split-chunks",
+            "103-first",
+            "http10",
+        ]);
         header += &format!("x-sim-shape: {shape}\r\n");
     }
+    let until_close = header.contains("close-delimited") || header.contains("http10");
     // Now and then large enough for the writes that gather.
     let more = match dice.percent(8) {
         true => format!(r#","user":"{}""#, "x".repeat(40_000)),
@@ -131,7 +157,15 @@ fn ask(world: &World, dice: &mut Dice, id: &str) -> Ask {
     };
     let more = format!(r#","max_tokens":{tokens},"stream":{stream}{more}"#);
     let bytes = post_bytes(world.path(), &completion(&prompt, &more), &header);
-    Ask { id: id.to_owned(), prompt, tokens, stream, bytes }
+    Ask {
+        id: id.to_owned(),
+        prompt,
+        tokens,
+        stream,
+        garbage,
+        until_close,
+        bytes,
+    }
 }
 
 /// False if the proxy has closed meanwhile.
@@ -141,7 +175,12 @@ fn send(client: &mut Client, bytes: &[u8]) -> bool {
 }
 
 /// The next answer; `None` if the connection ends before its head.
-fn answer(world: &World, client: &mut Client, dice: &mut Dice, head_at: &mut Option<Duration>) -> Option<Response> {
+fn answer(
+    world: &World,
+    client: &mut Client,
+    dice: &mut Dice,
+    head_at: &mut Option<Duration>,
+) -> Option<Response> {
     let slow = dice.percent(10);
     while !client.rest.windows(4).any(|w| w == b"\r\n\r\n") {
         if client.closed() {
@@ -177,7 +216,8 @@ fn judge(ask: &Ask, response: &Response) -> Option<String> {
     let right = pdsim::expected(pdsim::prompt_hash(&ask.prompt), 0, ask.tokens);
     let text = response.text();
     let status = response.status;
-    match (status, response.complete) {
+    let whole = response.complete && !(status == 200 && ask.until_close && cut(ask, &text));
+    match (status, whole) {
         (200, true) if ask.stream => {
             let said = generated(&text);
             if text.contains("[DONE]") && said == right {
@@ -187,9 +227,14 @@ fn judge(ask: &Ask, response: &Response) -> Option<String> {
             let engines = said.is_empty() && text.contains("KV load failure");
             (!engines).then(|| format!("a whole stream that is wrong: {text:?}, not {right:?}"))
         }
+        (200, true) if ask.garbage && response.body.iter().all(|b| *b == 0xfe) => None,
         (200, true) => {
-            let said = response.generated();
-            (said != right).then(|| format!("a whole answer that is wrong: {text:?}, not {right:?}"))
+            let said = match serde_json::from_slice::<serde_json::Value>(&response.body) {
+                Ok(_) => response.generated(),
+                Err(_) => "(no JSON)".into(),
+            };
+            (said != right)
+                .then(|| format!("a whole answer that is wrong: {text:?}, not {right:?}"))
         }
         (200, false) if ask.stream => {
             let said = generated(&text);
@@ -209,14 +254,27 @@ fn judge(ask: &Ask, response: &Response) -> Option<String> {
         }
         // D's own error, cut by its fault: begun is begun.
         (422 | 500 | 503, false) => None,
-        _ => Some(format!("{status}, complete: {}, {text:?}", response.complete)),
+        _ => Some(format!(
+            "{status}, complete: {}, {text:?}",
+            response.complete
+        )),
+    }
+}
+
+/// Does the answer lack its end?
+fn cut(ask: &Ask, text: &str) -> bool {
+    match ask.stream {
+        true => !text.contains("[DONE]"),
+        false => !text.ends_with('}'),
     }
 }
 
 /// The text of all complete events.
 fn generated(text: &str) -> String {
     let whole = text.rfind("\n\n").map_or("", |end| &text[..end]);
-    let events = whole.split("\n\n").filter_map(|e| e.trim_start().strip_prefix("data: "));
+    let events = whole
+        .split("\n\n")
+        .filter_map(|e| e.trim_start().strip_prefix("data: "));
     let values = events.filter_map(|e| serde_json::from_str::<serde_json::Value>(e).ok());
     values
         .filter_map(|v| v["choices"][0]["text"].as_str().map(str::to_owned))

@@ -16,7 +16,7 @@ use crate::support::{Client, Rig, completion, engine, rig_with};
 
 const KEY: &str = "chaos";
 /// Short, so that what nobody released is gone before the last look.
-const LEASE: Duration = Duration::from_millis(1500);
+const LEASE: Duration = Duration::from_millis(1200);
 
 pub struct World {
     pub seed: u64,
@@ -24,6 +24,8 @@ pub struct World {
     /// Do clients leave? Without, each request is counted against what its client saw.
     pub departures: bool,
     handshake: &'static str,
+    /// Times as long between two troubles.
+    calm: u32,
     /// Engines by position: P first.
     prefills: usize,
 }
@@ -70,14 +72,26 @@ impl World {
             // Below what the pool keeps: connections die while they are reached for.
             one.keep_alive = dice.percent(50).then(|| dice.ms(100, 400));
             one.timing.prefill_tokens_per_s = dice.one(&[0.0, 3_000.0, 20_000.0]);
-            one.timing.decode_tick = dice.one(&[Duration::ZERO, Duration::from_millis(2), Duration::from_millis(6)]);
+            one.timing.decode_tick = dice.one(&[
+                Duration::ZERO,
+                Duration::from_millis(2),
+                Duration::from_millis(6),
+            ]);
             one.fetch_delay = dice.one(&[Duration::ZERO, Duration::from_millis(10)]);
             one.first_contact_delay = dice.one(&[Duration::ZERO, Duration::from_millis(30)]);
         }
         let shards = dice.within(2, 4) as usize;
         let rig = rig_with(handshake, engines, |config| settings(config, shards));
         let departures = dice.percent(60);
-        World { seed, rig, departures, handshake, prefills: p }
+        let calm = dice.one(&[1, 3, 6]);
+        World {
+            seed,
+            rig,
+            departures,
+            handshake,
+            calm,
+            prefills: p,
+        }
     }
 
     pub fn path(&self) -> &'static str {
@@ -90,6 +104,7 @@ impl World {
 
     /// Everything at once, then calm; what did not hold.
     pub fn run(self) -> (Vec<String>, Totals) {
+        let t0 = Instant::now();
         let over = AtomicBool::new(false);
         let (mut seen, mut wrong) = (Vec::new(), Vec::new());
         let mut known: Vec<Arc<Instance>> = Vec::new();
@@ -115,12 +130,20 @@ impl World {
             let _ = engines.join();
             known = admin.join().unwrap_or_default();
         });
+        let t1 = t0.elapsed();
         wrong.extend(self.calm(&known));
+        let t2 = t0.elapsed();
         let totals = self.totals(&seen);
         wrong.extend(self.counts(&seen));
         wrong.extend(self.nothing_after_commit(&seen));
         wrong.extend(self.books());
         wrong.extend(self.serves_again());
+        eprintln!(
+            "PHASE seed {} calm {} clients {t1:?} settled {t2:?} again {:?}",
+            self.seed,
+            self.calm,
+            t0.elapsed()
+        );
         if !self.rig.server.drain(Duration::from_secs(10)) {
             wrong.push("a drain of an idle proxy had to cut something".into());
         }
@@ -131,7 +154,7 @@ impl World {
     fn trouble(&self, over: &AtomicBool) {
         let mut dice = Dice::new(self.seed, 1);
         while !over.load(Ordering::Relaxed) {
-            sleep(dice.ms(5, 50));
+            sleep(dice.ms(5, 50) * self.calm);
             let engine = dice.within(0, self.engines() as u64) as usize;
             let sim = &self.rig.sim;
             match dice.within(0, 10) {
@@ -175,7 +198,7 @@ impl World {
         };
         let mut client = self.rig.client();
         while !over.load(Ordering::Relaxed) {
-            sleep(dice.ms(10, 60));
+            sleep(dice.ms(10, 60) * self.calm);
             let engine = dice.within(0, self.engines() as u64) as usize;
             note(&mut known);
             match dice.within(0, 6) {
@@ -207,7 +230,10 @@ impl World {
             body.len()
         ));
         let status = client.response().status;
-        assert!([200, 404, 409].contains(&status), "{method} {path}: {status}");
+        assert!(
+            [200, 404, 409].contains(&status),
+            "{method} {path}: {status}"
+        );
         status
     }
 
@@ -226,8 +252,14 @@ impl World {
     fn unrest(&self, known: &[Arc<Instance>]) -> Vec<String> {
         let shared = &self.rig.server.shared;
         let mut levels = vec![
-            ("in_flight".to_owned(), shared.in_flight.load(Ordering::Relaxed) as i64),
-            ("connections".to_owned(), shared.connections.load(Ordering::Relaxed) as i64),
+            (
+                "in_flight".to_owned(),
+                shared.in_flight.load(Ordering::Relaxed) as i64,
+            ),
+            (
+                "connections".to_owned(),
+                shared.connections.load(Ordering::Relaxed) as i64,
+            ),
             ("KV held".to_owned(), self.rig.sim.ledger().held_now as i64),
         ];
         for (name, gauge) in [
@@ -262,7 +294,10 @@ impl World {
             broken: of(|e| matches!(e, End::Broken(_))),
             refused: of(|e| matches!(e, End::Whole(s) if *s != 200)),
             left: of(|e| matches!(e, End::Left)),
-            retries: Retry::ALL.iter().map(|r| metrics.total(Counter::retries(*r))).sum(),
+            retries: Retry::ALL
+                .iter()
+                .map(|r| metrics.total(Counter::retries(*r)))
+                .sum(),
             released: metrics.total(Counter::kv_grants(Grant::Released)),
         }
     }
@@ -289,7 +324,10 @@ impl World {
         };
         if !self.departures {
             for status in [200, 422, 499, 500, 502, 503, 504] {
-                let (ours, theirs) = (counted(&format!("code=\"{status}\"")), answered(Some(status)));
+                let (ours, theirs) = (
+                    counted(&format!("code=\"{status}\"")),
+                    answered(Some(status)),
+                );
                 if ours != theirs {
                     wrong.push(format!("{theirs} clients saw {status}, {ours} are counted"));
                 }
@@ -297,7 +335,12 @@ impl World {
         }
         // Of those whose client left, some were never read; those that reached an engine were.
         let engines: Vec<_> = (0..self.engines()).map(|e| self.rig.posts(e)).collect();
-        let reached = |id: &str| engines.iter().flatten().any(|r| r.header("x-request-id") == Some(id));
+        let reached = |id: &str| {
+            engines
+                .iter()
+                .flatten()
+                .any(|r| r.header("x-request-id") == Some(id))
+        };
         let left = seen.iter().filter(|a| a.end == End::Left);
         let (mut least, mut most) = (answered(None), answered(None));
         for one in left {
@@ -314,15 +357,23 @@ impl World {
         wrong
     }
 
-    /// Once a client has the head of its answer no engine is asked again on its behalf.
+    /// Once a client has the head of its stream no engine is asked again on its behalf. (After an error one
+    /// may be: to release the KV that was not used.)
     fn nothing_after_commit(&self, seen: &[Asked]) -> Vec<String> {
         let mut wrong = Vec::new();
         for engine in 0..self.engines() {
             for received in self.rig.posts(engine) {
-                let Some(id) = received.header("x-request-id") else { continue };
-                let late = seen.iter().any(|a| a.id == id && a.head_at.is_some_and(|at| received.at > at));
-                if late {
-                    wrong.push(format!("{id}: engine {engine} was asked after the client had its head"));
+                let Some(id) = received.header("x-request-id") else {
+                    continue;
+                };
+                let late = |a: &&Asked| {
+                    let begun = matches!(a.end, End::Whole(200) | End::Broken(200));
+                    a.id == id && begun && a.head_at.is_some_and(|at| received.at > at)
+                };
+                if seen.iter().any(|a| late(&a)) {
+                    wrong.push(format!(
+                        "{id}: engine {engine} was asked after the client had its head"
+                    ));
                 }
             }
         }
@@ -332,8 +383,11 @@ impl World {
     /// Each grant of KV is fetched once, released, expired, or lost with its engine.
     fn books(&self) -> Vec<String> {
         let ledger = self.rig.sim.ledger();
-        let mut wrong: Vec<String> =
-            ledger.violations.iter().map(|v| format!("violation: {v}")).collect();
+        let mut wrong: Vec<String> = ledger
+            .violations
+            .iter()
+            .map(|v| format!("violation: {v}"))
+            .collect();
         let bad = ledger.reused + ledger.wrong_prompt + ledger.malformed + ledger.never_issued;
         let ends = ledger.fetched + ledger.released + ledger.expired + ledger.lost;
         if bad > 0 || ends != ledger.grants {

@@ -102,6 +102,20 @@ fn an_instance_that_comes_and_goes() {
     assert_eq!(storm(&rig), 0);
 }
 
+/// What needs no stages is answered by whoever is there.
+#[test]
+fn forwarded_requests_find_a_living_engine() {
+    for alive in [0, 1, 2, 3] {
+        let rig = without_probes("nixl", 2, 2);
+        (0..4).filter(|e| *e != alive).for_each(|e| rig.sim.kill(e));
+        for _ in 0..2 {
+            assert_eq!(rig.get("/v1/models").status, 200, "only {alive} is alive");
+            let response = rig.post("/tokenize", r#"{"model":"dummy","prompt":"x"}"#);
+            assert_eq!(response.status, 200, "{}", response.text());
+        }
+    }
+}
+
 #[test]
 fn all_of_a_role_dead_is_an_error_at_once() {
     for (dead, role) in [([0, 1], "prefill"), ([2, 3], "decode")] {

@@ -184,6 +184,7 @@ fn a_connect_that_takes_too_long_moves_on() {
     let rig = rig_with("nixl", engines(1, 2), |c| {
         c.health_check.enabled = false;
         c.timeouts.connect = SHORT;
+        c.circuit_breaker.ejection_initial = Duration::from_secs(25);
         c.instances[1].address = at.clone();
     });
     let mut slowest = Duration::ZERO;

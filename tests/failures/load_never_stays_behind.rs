@@ -102,7 +102,11 @@ fn after_clients_that_leave() {
             std::thread::sleep(Duration::from_millis(wait_ms));
         }
     }
-    // And one that left while its prefill hangs.
+    // One that left in its stream for sure, and one while its prefill hangs.
+    let mut client = rig.client();
+    client.send(&request);
+    assert!(client.head().starts_with("HTTP/1.1 200"));
+    drop(client);
     rig.sim.set_fault(0, Some(Fault::HangBeforeHead));
     let mut client = rig.client();
     client.send(&request);
@@ -120,7 +124,7 @@ fn while_it_lasts_it_is_charged() {
     let mut engines = engines(1, 1);
     engines[1].timing.decode_tick = Duration::from_millis(5);
     let rig = rig_with("nixl", engines, |_| {});
-    let body = completion(&"word ".repeat(400), r#","stream":true,"max_tokens":40"#);
+    let body = completion(&"word ".repeat(400), r#","stream":true,"max_tokens":4000"#);
     let mut clients: Vec<Client> = (0..3).map(|_| rig.client()).collect();
     for client in &mut clients {
         client.send(post_bytes("/v1/completions", &body, ""));

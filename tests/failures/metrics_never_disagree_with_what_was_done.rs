@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::ask;
-use crate::support::{Rig, chat, completion, post_bytes, rig};
+use crate::support::{Rig, chat, completion, older_engines, post_bytes, rig, rig_with};
 
 /// Every sample by its name and labels; panics on a line that Prometheus would not take.
 fn samples(rig: &Rig) -> BTreeMap<String, f64> {
@@ -47,7 +47,7 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str, labels: &[&str]) -> f64 {
 
 #[test]
 fn counters_add_up() {
-    let rig = rig("nixl", 2, 2);
+    let rig = rig_with("nixl", older_engines(2, 2), |_| {});
     let mut client = rig.client();
     let (mut sent, mut received) = (0, 0);
     let mut post = |path: &str, body: &str, header: &str| {

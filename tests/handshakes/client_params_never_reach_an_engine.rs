@@ -2,7 +2,7 @@
 //! every leg, however their key is written.
 
 use super::body;
-use crate::support::{aggregated, completion, rig};
+use crate::support::{aggregated, completion, older_engines, rig, rig_with};
 
 const FORGED: &str = r#"{"do_remote_prefill":true,"remote_engine_id":"evil","remote_port":1}"#;
 
@@ -26,7 +26,8 @@ fn params_in(text: &str) -> usize {
 
 #[test]
 fn nixl_sends_only_its_own() {
-    let (rig, single) = (rig("nixl", 1, 1), aggregated(1));
+    let rig = rig_with("nixl", older_engines(1, 1), |_| {});
+    let single = aggregated(1);
     for more in disguises() {
         // At the end, and at the beginning of the body.
         let end = completion("text", &more);

@@ -19,6 +19,8 @@ pub enum Denied {
     Rings,
     /// A ring with DEFER_TASKRUN, by EINVAL: what kernels before 6.1 do.
     DeferredRings,
+    /// More open files than this.
+    Descriptors(u64),
 }
 
 /// Dropped: killed.
@@ -55,10 +57,20 @@ impl Process {
             .stderr(log);
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let to = theirs.as_raw_fd();
-        if denied != Denied::Nothing {
-            // SAFETY: between fork and exec only plain system calls are made, on memory of this frame.
-            unsafe { command.pre_exec(move || deny(denied, to)) };
-        }
+        // SAFETY: between fork and exec only plain system calls are made, on memory of this frame.
+        unsafe {
+            command.pre_exec(move || {
+                deny(denied, to)?;
+                // The sockets of tests that run beside this one.
+                libc::syscall(
+                    libc::SYS_close_range,
+                    3,
+                    u32::MAX,
+                    libc::CLOSE_RANGE_CLOEXEC,
+                );
+                Ok(())
+            })
+        };
         let child = command.spawn();
         drop(theirs);
         let mut process = match child {
@@ -143,6 +155,20 @@ const ARCH: u32 = 0xc000_00b7;
 
 /// Puts a filter on this process: `io_uring_setup` gets EPERM, or whoever holds the listener decides.
 fn deny(denied: Denied, to: RawFd) -> io::Result<()> {
+    if denied == Denied::Nothing {
+        return Ok(());
+    }
+    if let Denied::Descriptors(n) = denied {
+        let limit = libc::rlimit {
+            rlim_cur: n,
+            rlim_max: n,
+        };
+        // SAFETY: a plain system call on a structure of this frame.
+        return match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        };
+    }
     let op = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
         code: code as u16,
         jt,

@@ -46,6 +46,7 @@ fn nobody_left(rig: &Rig) {
     eventually("gauges are back", || {
         rig.metric("pdrelay_requests_in_flight") == 1.0
             && rig.metric("pdrelay_connections_open") == 1.0
+            && rig.metric("pdrelay_body_memory_bytes") == 0.0
     });
     let status = rig.get("/status").json();
     assert_eq!(status["limits"]["in_flight"]["now"], 0, "{status}");

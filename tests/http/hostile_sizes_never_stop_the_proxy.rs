@@ -5,7 +5,8 @@ use std::thread;
 
 use crate::support::{Client, Rig, chat, completion, engines, eventually, post_bytes, rig};
 
-use super::{End, ms, quiet, raw, rest_of};
+use super::binary::{Denied, Process};
+use super::{End, ms, patience, quiet, raw, rest_of};
 
 const MIB: usize = 1 << 20;
 
@@ -223,7 +224,8 @@ fn bodies_above_the_memory_limit_get_a_503_and_give_it_back() {
     let whole = post_bytes("/v1/completions", &big, "");
     let mut first = rig.client();
     first.send(&whole[..whole.len() / 2]);
-    thread::sleep(ms(50));
+    let held = || rig.metric("pdrelay_body_memory_bytes");
+    eventually("it is held", || held() == big.len() as f64);
     // A length, and chunks that grow past it.
     let chunked = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{big}\r\n",
@@ -256,4 +258,50 @@ fn answers_of_a_prefill_above_the_limit_are_a_502() {
     let rig = quiet("nixl", engines(1, 1), |c| c.limits.answer_bytes_max = 200);
     let response = rig.post("/v1/completions", &completion("x", ""));
     assert_eq!(response.status, 502, "{}", response.text());
+}
+
+/// No descriptor is left: neither the listener nor the engines are to blame, and all is well once some are.
+#[test]
+fn descriptors_running_out_are_survived() {
+    let sim = pdsim::Sim::start(pdsim::Options::pair(1, 1)).expect("the simulator starts");
+    let [p, d] = sim.addresses() else { panic!() };
+    let config = format!(
+        "handshake: nixl\nhost: 127.0.0.1\nshards: 1\nprefill: [{p}]\ndecode: [{d}]\n\
+         health_check: {{enabled: false}}\ntimeouts: {{connect: 500ms}}\n"
+    );
+    for legacy in ["0", "1"] {
+        let environment = [("MONOIO_FORCE_LEGACY_DRIVER", legacy)];
+        let process = Process::start(&config, Denied::Descriptors(64), &environment).unwrap();
+        let mut held: Vec<Client> = Vec::new();
+        while process.descriptors() < 64 {
+            let mut client = Client::connect(process.address);
+            patience(&client, 1000);
+            client.send("GET /health HTTP/1.1\r\nhost: t\r\n\r\n");
+            thread::sleep(ms(5));
+            held.push(client);
+        }
+        // These wait in the queue of the listener.
+        let waiting: Vec<Client> = (0..20).map(|_| Client::connect(process.address)).collect();
+        let body = completion("no descriptor", "");
+        let response = held[0].response();
+        assert_eq!(response.status, 200);
+        let response = held[0].post("/v1/completions", &body);
+        assert_eq!(response.status, 503, "{}", response.text());
+        assert_eq!(response.header("retry-after"), Some("1"));
+        let keep = held.remove(0);
+        drop((held, waiting));
+        let mut client = keep;
+        eventually("there are some again", || {
+            client.post("/v1/completions", &body).status == 200
+        });
+        assert_eq!(Client::connect(process.address).get("/health").status, 200);
+        let page = client.get("/metrics").text();
+        let blamed = page
+            .lines()
+            .filter(|l| l.starts_with("pdrelay_ejections_total"));
+        for line in blamed {
+            assert!(line.ends_with(" 0"), "{line}");
+        }
+        assert!(process.end());
+    }
 }

@@ -53,7 +53,7 @@ struct Tally {
     whole: AtomicU64,
     left: AtomicU64,
     troubled: AtomicU64,
-    late: AtomicU64,
+    unlucky: AtomicU64,
 }
 
 fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
@@ -166,9 +166,10 @@ fn take(client: &mut Client, ask: &Ask, tally: &Tally) -> bool {
                 ask.id
             );
         }
-    } else if response.status == 504 {
-        // A machine that is busy with other things may be this late; not often.
-        tally.late.fetch_add(1, Ordering::Relaxed);
+    } else if matches!(response.status, 502 | 504) {
+        // A connection that a troubled request made its engine close at this moment, with no retry left in
+        // the budget; or a machine that is busy with other things. Not often.
+        tally.unlucky.fetch_add(1, Ordering::Relaxed);
     } else {
         assert_eq!(response.status, 200, "{}: {text}", ask.id);
         assert!(response.complete, "{}: {text}", ask.id);
@@ -292,12 +293,12 @@ fn storm(mode: &str, address: SocketAddr, sim: &Sim, requests: u64) {
     });
     let count = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
     let (asked, whole, left) = (count(&tally.asked), count(&tally.whole), count(&tally.left));
-    let (troubled, late) = (count(&tally.troubled), count(&tally.late));
+    let (troubled, unlucky) = (count(&tally.troubled), count(&tally.unlucky));
     println!(
-        "{mode}: {asked} asked, {whole} whole, {troubled} troubled, {left} left, {late} late, {:?}",
+        "{mode}: {asked} asked, {whole} whole, {troubled} troubled, {left} left, {unlucky} unlucky, {:?}",
         began.elapsed()
     );
-    assert!(asked >= requests - WORKERS && whole > requests / 2 && late < requests / 20);
+    assert!(asked >= requests - WORKERS && whole > requests / 2 && unlucky < requests / 20);
     assert!(left > requests / 10 && troubled > requests / 50);
     let ledger = sim.ledger();
     assert_eq!(

@@ -8,7 +8,10 @@ pub fn text() -> String {
     let mut out = INTRO.to_owned();
     for stage in Stage::ALL {
         let (title, about) = match stage {
-            Stage::Prefill => ("Prefill", "P fails, before anything was sent to the client."),
+            Stage::Prefill => (
+                "Prefill",
+                "P fails, before anything was sent to the client.",
+            ),
             Stage::DecodeHead => (
                 "Decode, up to its head",
                 "D fails. The client asked for a whole answer, so that D's body follows its head at once.",
@@ -22,7 +25,9 @@ pub fn text() -> String {
         for (at, handshake) in ["nixl", "sequential", "aggregated"].into_iter().enumerate() {
             out += &format!("\n### {title}: `{handshake}`\n\n");
             let rows = TABLE.iter().filter(|row| row.stage == stage);
-            let cells: Vec<_> = rows.map(|row| (row.what.words(), row.cells()[at].1)).collect();
+            let cells: Vec<_> = rows
+                .map(|row| (row.what.words(), row.cells()[at].1))
+                .collect();
             out += &section(&cells);
         }
     }
@@ -32,10 +37,16 @@ pub fn text() -> String {
 /// One stage under one handshake.
 fn section(cells: &[(&str, &Cell)]) -> String {
     let mut out = String::new();
-    let kv = cells.iter().any(|(_, c)| matches!(c, Cell::Happens(e) if e.kv != [0; 3]));
+    let kv = cells
+        .iter()
+        .any(|(_, c)| matches!(c, Cell::Happens(e) if e.kv != [0; 3]));
     let happens = cells.iter().any(|(_, c)| matches!(c, Cell::Happens(_)));
     if happens {
-        let more = if kv { " KV at P | grants counted |" } else { "" };
+        let more = if kv {
+            " KV at P | grants counted |"
+        } else {
+            ""
+        };
         let line = if kv { "---|---|" } else { "" };
         out += &format!(
             "| fault | client gets | P, D asked | retries | blamed |{more} with a second instance |\n\
@@ -81,7 +92,11 @@ fn line_of(what: &str, e: &Expect, kv: bool) -> String {
             .filter(|(_, n)| *n > 0)
             .map(|(name, n)| format!("{n} {name}"))
             .collect();
-        if list.is_empty() { "none".into() } else { list.join(", ") }
+        if list.is_empty() {
+            "none".into()
+        } else {
+            list.join(", ")
+        }
     };
     let more = match kv {
         true => format!(

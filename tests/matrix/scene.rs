@@ -17,7 +17,6 @@ const PROMPT: &str = "the prompt of the request that fails";
 
 /// A cluster in which one kind of fault will happen.
 pub struct Scene {
-    pub handshake: &'static str,
     pub what: What,
     pub stage: Stage,
     rig: Rig,
@@ -49,14 +48,23 @@ impl Scene {
             pace(one, handshake, what, stage);
         }
         let rig = rig_with(handshake, engines, |config| limits(config, what, stage));
-        let mut scene = Scene { handshake, what, stage, rig, faulty: 0, prefills: p };
+        let mut scene = Scene {
+            what,
+            stage,
+            rig,
+            faulty: 0,
+            prefills: p,
+        };
         if what != What::ClientGoneUnmet {
             scene.warm_up();
         }
         // Picks take turns, so the next one falls on whoever did not get the first.
         let mut of_role = if at_prefill { 0..p } else { p..p + d };
         let faulty = of_role.clone().find(|e| scene.rig.posts(*e).is_empty());
-        scene.faulty = faulty.filter(|_| spare).or(of_role.next()).expect("an engine");
+        scene.faulty = faulty
+            .filter(|_| spare)
+            .or(of_role.next())
+            .expect("an engine");
         scene
     }
 
@@ -90,7 +98,9 @@ impl Scene {
     /// One request meets the fault. What all could see of it, and what is wrong besides.
     pub fn play(&mut self) -> (Expect, Vec<String>) {
         let before = self.counts();
-        self.rig.sim.set_fault(self.faulty, fault(self.what, self.stage));
+        self.rig
+            .sim
+            .set_fault(self.faulty, fault(self.what, self.stage));
         let said = self.request();
         let mut wrong = self.settled(&before, "the request");
         let after = self.counts();
@@ -162,7 +172,10 @@ impl Scene {
             Body::Engines
         } else {
             let error = &response.json()["error"];
-            assert!(error["message"].is_string() && error["code"] == response.status, "{text}");
+            assert!(
+                error["message"].is_string() && error["code"] == response.status,
+                "{text}"
+            );
             Body::Error
         };
         (response.status, body)
@@ -171,7 +184,9 @@ impl Scene {
     fn seen(&self, before: &Counts, after: &Counts, said: (u16, Body)) -> Expect {
         let (status, body) = said;
         let asked = |engines: std::ops::Range<usize>| {
-            engines.map(|e| after.posts[e] - before.posts[e]).sum::<u64>()
+            engines
+                .map(|e| after.posts[e] - before.posts[e])
+                .sum::<u64>()
         };
         Expect {
             status,
@@ -192,7 +207,12 @@ impl Scene {
             let kind = format!("kind=\"{kind}\"");
             let of = |line: &&String| line.contains(&instance) && line.contains(&kind);
             let value = |line: &String| line.rsplit(' ').next()?.parse::<u64>().ok();
-            counts.failures.iter().filter(of).filter_map(value).sum::<u64>()
+            counts
+                .failures
+                .iter()
+                .filter(of)
+                .filter_map(value)
+                .sum::<u64>()
         };
         let of = |kind: &'static str| (kind, sum(after, kind) - sum(before, kind));
         let kinds = ["connect", "reset", "timeout", "bad_response", "status_5xx"];
@@ -238,8 +258,14 @@ impl Scene {
         use std::sync::atomic::Ordering::Relaxed;
         let shared = &self.rig.server.shared;
         let mut levels = vec![
-            ("in_flight".to_owned(), shared.in_flight.load(Relaxed) as i64),
-            ("connections".to_owned(), shared.connections.load(Relaxed) as i64),
+            (
+                "in_flight".to_owned(),
+                shared.in_flight.load(Relaxed) as i64,
+            ),
+            (
+                "connections".to_owned(),
+                shared.connections.load(Relaxed) as i64,
+            ),
         ];
         for (name, gauge) in [
             ("requests_in_flight", Gauge::requests_in_flight()),
@@ -270,7 +296,11 @@ impl Scene {
         let body = completion("a clean one", r#","max_tokens":3,"stream":true"#);
         let response = client.post("/v1/completions", &body);
         if response.status != 200 || response.generated() != right("a clean one", 3) {
-            wrong.push(format!("afterwards: {} {}", response.status, response.text()));
+            wrong.push(format!(
+                "afterwards: {} {}",
+                response.status,
+                response.text()
+            ));
         }
         drop(client);
         wrong.extend(self.settled(&before, "the clean request"));
@@ -291,22 +321,37 @@ impl Scene {
         let metrics = &self.rig.server.shared.metrics;
         let of = |status| Counter::requests(Endpoint::Completions, Code::of(status));
         // One of each status that the table has.
-        [200, 422, 499, 502, 503, 504].map(|status| metrics.total(of(status))).iter().sum()
+        [200, 422, 499, 502, 503, 504]
+            .map(|status| metrics.total(of(status)))
+            .iter()
+            .sum()
     }
 
     fn counts(&self) -> Counts {
         let metrics = &self.rig.server.shared.metrics;
         let ledger = self.rig.sim.ledger();
         let page = metrics.render();
-        let failures = page.lines().filter(|l| l.starts_with("pdrelay_upstream_failures_total{"));
+        let failures = page
+            .lines()
+            .filter(|l| l.starts_with("pdrelay_upstream_failures_total{"));
         let outcomes = [Grant::Spent, Grant::Released, Grant::ExpiredUnreleased];
         Counts {
             failures: failures.map(str::to_owned).collect(),
             requests: self.counted(),
-            retries: Retry::ALL.iter().map(|r| metrics.total(Counter::retries(*r))).sum(),
+            retries: Retry::ALL
+                .iter()
+                .map(|r| metrics.total(Counter::retries(*r)))
+                .sum(),
             grants: outcomes.map(|outcome| metrics.total(Counter::kv_grants(outcome))),
-            posts: self.engines().map(|e| self.rig.posts(e).len() as u64).collect(),
-            kv: [ledger.fetched, ledger.released, ledger.held_now + ledger.expired],
+            posts: self
+                .engines()
+                .map(|e| self.rig.posts(e).len() as u64)
+                .collect(),
+            kv: [
+                ledger.fetched,
+                ledger.released,
+                ledger.held_now + ledger.expired,
+            ],
         }
     }
 }
@@ -336,13 +381,20 @@ fn wait(what: &str, mut ready: impl FnMut() -> bool) {
 }
 
 fn small_window(rig: &Rig) -> Client {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
-        .expect("a socket");
-    socket.set_recv_buffer_size(8 << 10).expect("a small window");
-    socket.connect(&rig.server.address.into()).expect("the proxy accepts");
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket
+        .set_recv_buffer_size(8 << 10)
+        .expect("a small window");
+    socket
+        .connect(&rig.server.address.into())
+        .expect("the proxy accepts");
     let patience = Some(Duration::from_secs(20));
     socket.set_read_timeout(patience).expect("a limit");
-    Client { stream: socket.into(), rest: Vec::new() }
+    Client {
+        stream: socket.into(),
+        rest: Vec::new(),
+    }
 }
 
 /// What the simulator is told to do. A client's faults are the test's own.

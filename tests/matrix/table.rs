@@ -135,7 +135,15 @@ pub struct Expect {
 impl fmt::Display for Expect {
     /// As it would be written in this file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Expect { status, body, p, d, kv, grants, .. } = self;
+        let Expect {
+            status,
+            body,
+            p,
+            d,
+            kv,
+            grants,
+            ..
+        } = self;
         write!(f, "gets({status}, {body:?}).asked({p}, {d})")?;
         if self.retries > 0 {
             write!(f, ".retries({})", self.retries)?;
@@ -170,7 +178,11 @@ pub struct Row {
 
 impl Row {
     pub fn cells(&self) -> [(&'static str, &Cell); 3] {
-        [("nixl", &self.nixl), ("sequential", &self.sequential), ("aggregated", &self.aggregated)]
+        [
+            ("nixl", &self.nixl),
+            ("sequential", &self.sequential),
+            ("aggregated", &self.aggregated),
+        ]
     }
 }
 
@@ -207,13 +219,22 @@ impl Expect {
     }
 
     const fn saved(self, p: u64, d: u64) -> Expect {
-        Expect { saved: Some((p, d)), ..self }
+        Expect {
+            saved: Some((p, d)),
+            ..self
+        }
     }
 }
 
 const fn row(what: What, stage: Stage, cells: [Cell; 3]) -> Row {
     let [nixl, sequential, aggregated] = cells;
-    Row { what, stage, nixl, sequential, aggregated }
+    Row {
+        what,
+        stage,
+        nixl,
+        sequential,
+        aggregated,
+    }
 }
 
 /// The same for all handshakes: it cannot happen.

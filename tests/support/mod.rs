@@ -29,6 +29,13 @@ pub fn engines(p: usize, d: usize) -> Vec<EngineOptions> {
         .collect()
 }
 
+/// Engines of an older release: a P that stopped on its first token hands nothing over.
+pub fn older_engines(p: usize, d: usize) -> Vec<EngineOptions> {
+    let mut engines = engines(p, d);
+    engines.iter_mut().for_each(|e| e.kv_on_stop = false);
+    engines
+}
+
 pub fn engine(role: pdsim::Role) -> EngineOptions {
     let mut engine = EngineOptions::new(role);
     engine.model = MODEL.into();

@@ -3,7 +3,7 @@
 #
 #   bench-serve.sh http://127.0.0.1:8868 [further flags of vllm bench serve]
 #
-# env: BACKEND=openai|openai-chat N=32 CONC=8 (none: no limit) RATE=inf IN=128 OUT=32 SEED=0 MODEL=tiny
+# env: BACKEND=openai|openai-chat N=32 CONC=8 (none: no limit) RATE=inf IN=128 OUT=32 SEED=0 NAME=tiny
 #      TOKENIZER=$LAB/tiny-tokenizer DATASET=random|prefix_repetition|custom (CUSTOM=file.jsonl) VERBOSE=1
 set -euo pipefail
 . "$(dirname "$0")/lab.sh"
@@ -11,7 +11,7 @@ URL=${1:?base url, e.g. http://127.0.0.1:8868}
 shift
 BACKEND=${BACKEND:-openai} N=${N:-32} CONC=${CONC:-8} RATE=${RATE:-inf} IN=${IN:-128} OUT=${OUT:-32} DATASET=${DATASET:-random}
 "$HERE/install.sh" client
-flags=(--backend "$BACKEND" --base-url "$URL" --model "${MODEL:-tiny}" --tokenizer "${TOKENIZER:-$LAB/tiny-tokenizer}"
+flags=(--backend "$BACKEND" --base-url "$URL" --model "${NAME:-tiny}" --tokenizer "${TOKENIZER:-$LAB/tiny-tokenizer}"
   --num-prompts "$N" --request-rate "$RATE" --seed "${SEED:-0}" --temperature 0 --ignore-eos
   --percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,99)
 [ "$CONC" = none ] || flags+=(--max-concurrency "$CONC")

@@ -5,7 +5,7 @@ usage: hard_cases.py RELAY SINGLE PREFILL DECODE [requests] [clients] [engines] 
 requests  the relay's answer must be the single server's: status, error, text, token ids, logprobs, usage
 clients   a client leaves during prefill, decode, a stream: engines stop, and P's KV blocks are free again at once
 engines   kills p0 and d0 of engines.sh and starts them again
-Standard library only. env: MODEL=tiny BLOCKS=256 (KV blocks of P)
+Standard library only. env: NAME=tiny BLOCKS=256 (KV blocks of P)
 """
 
 import http.client
@@ -23,7 +23,7 @@ import urllib.request
 
 RELAY, SINGLE, PREFILL, DECODE = [url.rstrip("/") for url in sys.argv[1:5]]
 PARTS = sys.argv[5:] or ["requests", "clients", "engines"]
-MODEL = os.environ.get("MODEL", "tiny")
+MODEL = os.environ.get("NAME", "tiny")
 ENGINES = pathlib.Path(__file__).with_name("engines.sh")
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 pick = random.Random(time.time_ns())

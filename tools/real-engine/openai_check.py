@@ -1,7 +1,7 @@
 """The official `openai` client against a server. Prints what it saw; exit code 1 if something was wrong.
 
 usage: openai_check.py BASE_URL [METRICS_URL...]     METRICS_URL: engines whose running requests must end when a client leaves
-env: MODEL=tiny
+env: NAME=tiny
 """
 
 import os
@@ -14,7 +14,7 @@ import openai
 
 BASE = sys.argv[1].rstrip("/")
 ENGINES = [url.rstrip("/") for url in sys.argv[2:]]
-MODEL = os.environ.get("MODEL", "tiny")
+MODEL = os.environ.get("NAME", "tiny")
 client = openai.OpenAI(base_url=BASE + "/v1", api_key="x", max_retries=0, timeout=120)
 messages = [{"role": "user", "content": f"Write def main with asyncio and return the socket buffer {time.time_ns()}"}]
 ALL = {"ignore_eos": True}

@@ -24,7 +24,6 @@ done
 export RELAY_PORT=${RELAY_PORT:-24000} REF_PORT=${REF_PORT:-24001} P_PORT=${P_PORT:-24010} D_PORT=${D_PORT:-24020}
 export NAME=${NAME:-tiny} RT="$RT/prove"
 mkdir -p "$RT"
-MODEL_NAME=$NAME
 # The hard cases ask for tool calls.
 [ -n "$hard" ] && export EXTRA=${EXTRA:---enable-auto-tool-choice --tool-call-parser hermes}
 
@@ -56,7 +55,6 @@ SINGLE=http://127.0.0.1:$REF_PORT
 wait_http "$URL/health" $relay 10 || { cat "$RT/relay.log"; exit 1; }
 FAILED=0
 
-export MODEL=$MODEL_NAME # from here on: the name that clients use
 check "greedy text is the single server's; every prompt token came by KV transfer" \
   "$CLIENT_PY" "$HERE/same_text.py" "$URL" "$SINGLE" "${decode[@]/#/http://}"
 check "the official openai client" "$CLIENT_PY" "$HERE/openai_check.py" "$URL" "${decode[@]/#/http://}"

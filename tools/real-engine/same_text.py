@@ -6,7 +6,7 @@ Each case is a prompt never sent before: completions (text and token ids) and ch
 shorter than a KV block and up to many blocks. First one at a time, then CONC at once. Text, token ids, finish reason and
 usage must be those of the single server; on the decode engines, every prompt token must have come by KV transfer.
 (vLLM computes a prompt of a single token itself, KV or not: no case here is that short.)
-env: MODEL=tiny N=16 (concurrent cases) CONC=8 OUT=24 VOCABULARY=2048 LENGTHS=2,127,128,129,256,1000,3000 SEED (default: the clock)
+env: NAME=tiny N=16 (concurrent cases) CONC=8 OUT=24 VOCABULARY=2048 LENGTHS=2,127,128,129,256,1000,3000 SEED (default: the clock)
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ import urllib.request
 
 RELAY, SINGLE, *DECODE = [url.rstrip("/") for url in sys.argv[1:]]
 E = os.environ.get
-MODEL, N, CONC, OUT = E("MODEL", "tiny"), int(E("N", 16)), int(E("CONC", 8)), int(E("OUT", 24))
+MODEL, N, CONC, OUT = E("NAME", "tiny"), int(E("N", 16)), int(E("CONC", 8)), int(E("OUT", 24))
 VOCABULARY = int(E("VOCABULARY", 2048))
 LENGTHS = [int(n) for n in E("LENGTHS", "2,127,128,129,256,1000,3000").split(",")]
 SEED = int(E("SEED", time.time_ns()))

@@ -93,6 +93,8 @@ pub struct EngineOptions {
     pub require_key: Option<String>,
     pub strict: Strict,
     pub load_failure: LoadFailure,
+    /// P hands over what ended on EOS, too. (vLLM 0.32 does; older releases answer with null params.)
+    pub kv_on_stop: bool,
     /// How long P (or, in bidirectional mode, D) holds KV that nobody fetches.
     pub lease: Duration,
     /// Idle keep-alive connections are closed after this (uvicorn: 5 s). `None` = never.
@@ -122,6 +124,7 @@ impl EngineOptions {
             require_key: None,
             strict: Strict::default(),
             load_failure: LoadFailure::Fail,
+            kv_on_stop: true,
             lease: Duration::from_secs(30),
             keep_alive: Some(Duration::from_secs(5)),
             fetch_delay: Duration::ZERO,

@@ -2,7 +2,10 @@
 
 use super::error::ApiError;
 use super::prompt::{Prompt, of_messages, of_prompt};
-use crate::json::{self, Member, boolean, integer, is_null, is_string, number, unescape};
+use super::rules;
+use crate::json::{
+    self, Member, boolean, is_null, is_string, lax_boolean, lax_integer, lax_number, unescape,
+};
 
 /// Tokens generated when the request names no limit. (vLLM's chat default is the whole context;
 /// a simulator that did that would only make every test slow.)
@@ -64,10 +67,12 @@ struct Raw<'a> {
     return_token_ids: Option<&'a [u8]>,
     suffix: Option<&'a [u8]>,
     kv: Option<&'a [u8]>,
+    /// Members that only have to obey a rule.
+    rare: Vec<(&'static str, &'a [u8])>,
 }
 
 impl<'a> Raw<'a> {
-    fn read(body: &'a [u8], top: &[Member]) -> Raw<'a> {
+    fn read(body: &'a [u8], top: &[Member], chat: bool) -> Raw<'a> {
         let mut raw = Raw::default();
         for member in top {
             let value = &body[member.value.0 as usize..member.value.1 as usize];
@@ -91,27 +96,43 @@ impl<'a> Raw<'a> {
                 b"return_token_ids" => &mut raw.return_token_ids,
                 b"suffix" => &mut raw.suffix,
                 b"kv_transfer_params" => &mut raw.kv,
-                _ => continue,
+                key => {
+                    if let Some(name) = rules::named(key) {
+                        raw.rare.retain(|(known, _)| *known != name);
+                        raw.rare.push((name, value));
+                    }
+                    continue;
+                }
             };
-            *place = if is_null(value) { None } else { Some(value) };
+            // Null stands for "not given", except where the API takes nothing but a value.
+            let strict = match &*key {
+                b"min_tokens" | b"ignore_eos" => true,
+                b"n" => !chat,
+                _ => false,
+            };
+            *place = if is_null(value) && !strict {
+                None
+            } else {
+                Some(value)
+            };
         }
         raw
     }
 }
 
 fn int(value: Option<&[u8]>, name: &'static str) -> Result<Option<i64>, ApiError> {
-    let wrong = || ApiError::body(format!("{name}: Input should be a valid integer"));
-    value.map(|v| integer(v).ok_or_else(wrong)).transpose()
+    let wrong = || ApiError::field(name, "Input should be a valid integer");
+    value.map(|v| lax_integer(v).ok_or_else(wrong)).transpose()
 }
 
 fn float(value: Option<&[u8]>, name: &'static str) -> Result<Option<f64>, ApiError> {
-    let wrong = || ApiError::body(format!("{name}: Input should be a valid number"));
-    value.map(|v| number(v).ok_or_else(wrong)).transpose()
+    let wrong = || ApiError::field(name, "Input should be a valid number");
+    value.map(|v| lax_number(v).ok_or_else(wrong)).transpose()
 }
 
 fn flag(value: Option<&[u8]>, name: &'static str) -> Result<bool, ApiError> {
-    let wrong = || ApiError::body(format!("{name}: Input should be a valid boolean"));
-    value.map_or(Ok(false), |v| boolean(v).ok_or_else(wrong))
+    let wrong = || ApiError::field(name, "Input should be a valid boolean");
+    value.map_or(Ok(false), |v| lax_boolean(v).ok_or_else(wrong))
 }
 
 /// Checks `body`, whose top-level members are `top`.
@@ -122,14 +143,14 @@ pub(crate) fn read(
     model: &str,
     max_model_len: u32,
 ) -> Result<Ask, ApiError> {
-    let raw = Raw::read(body, top);
+    let raw = Raw::read(body, top, chat);
     let stream = flag(raw.stream, "stream")?;
     let (include_usage, continuous_usage) = stream_options(&raw, stream)?;
     let wants_ids = flag(raw.return_token_ids, "return_token_ids")?;
     let mut texts = wants_ids.then(Vec::new);
     let prompts = if chat {
         let Some(messages) = raw.messages else {
-            return Err(ApiError::body("messages: Field required"));
+            return Err(ApiError::field("messages", "Field required"));
         };
         let rendered = texts.as_mut().map(|t| {
             t.push(Vec::new());
@@ -138,7 +159,8 @@ pub(crate) fn read(
         vec![of_messages(messages, rendered)?]
     } else {
         let Some(prompt) = raw.prompt else {
-            return Err(ApiError::body(
+            return Err(ApiError::rule(
+                "prompt",
                 "Either prompt or prompt_embeds must be provided and non-empty.",
             ));
         };
@@ -146,8 +168,9 @@ pub(crate) fn read(
     };
     let kv = match raw.kv {
         Some(value) if value[0] != b'{' => {
-            return Err(ApiError::body(
-                "kv_transfer_params: Input should be a valid dictionary",
+            return Err(ApiError::field(
+                "kv_transfer_params",
+                "Input should be a valid dictionary",
             ));
         }
         Some(value) => {
@@ -156,10 +179,12 @@ pub(crate) fn read(
         }
         None => None,
     };
+    let logprobs = logprobs(&raw, chat)?;
+    rules::of_form(&raw.rare, chat, stream)?;
     check_model(&raw, model)?;
-    let limit = max_tokens(&raw, chat)?;
+    let max_tokens = max_tokens(&raw, &prompts, chat, max_model_len)?;
     let n = sampling(&raw, stream)?;
-    let max_tokens = fit(&prompts, limit, chat, max_model_len)?;
+    rules::of_values(&raw.rare)?;
     Ok(Ask {
         chat,
         prompts,
@@ -168,7 +193,7 @@ pub(crate) fn read(
         stream,
         include_usage,
         continuous_usage,
-        logprobs: logprobs(&raw, chat)?,
+        logprobs,
         ignore_eos: flag(raw.ignore_eos, "ignore_eos")?,
         return_ids: texts,
         kv,
@@ -180,10 +205,11 @@ fn check_model(raw: &Raw, model: &str) -> Result<(), ApiError> {
         return Ok(());
     };
     if !is_string(value) {
-        return Err(ApiError::body("model: Input should be a valid string"));
+        return Err(ApiError::field("model", "Input should be a valid string"));
     }
     let name = json::string(value);
-    if &*name == model.as_bytes() {
+    // An empty name counts as none.
+    if name.is_empty() || &*name == model.as_bytes() {
         return Ok(());
     }
     Err(ApiError::no_model(&String::from_utf8_lossy(&name)))
@@ -194,12 +220,14 @@ fn stream_options(raw: &Raw, stream: bool) -> Result<(bool, bool), ApiError> {
         return Ok((false, false));
     };
     if options[0] != b'{' {
-        return Err(ApiError::body(
-            "stream_options: Input should be a valid dictionary",
+        return Err(ApiError::field(
+            "stream_options",
+            "Input should be a valid dictionary",
         ));
     }
-    if !stream {
-        return Err(ApiError::body(
+    if !stream && json::members(options).next().is_some() {
+        return Err(ApiError::rule(
+            "stream_options",
             "Stream options can only be defined when `stream=True`.",
         ));
     }
@@ -214,40 +242,77 @@ fn stream_options(raw: &Raw, stream: bool) -> Result<(bool, bool), ApiError> {
     Ok((usage.0, usage.0 && usage.1))
 }
 
-/// The limit as asked for: `None` if the request names none.
-fn max_tokens(raw: &Raw, chat: bool) -> Result<Option<u32>, ApiError> {
+/// The tokens to generate: what was asked for, cut to what fits into the context behind the prompt.
+fn max_tokens(
+    raw: &Raw,
+    prompts: &[Prompt],
+    chat: bool,
+    max_model_len: u32,
+) -> Result<u32, ApiError> {
     let mut limit = int(raw.max_tokens, "max_tokens")?;
     let completion = int(raw.max_completion_tokens, "max_completion_tokens")?;
     if chat && completion.is_some() {
         limit = completion;
     }
-    if let Some(limit) = limit.filter(|l| *l < 1) {
-        let message = format!("max_tokens must be at least 1, got {limit}.");
+    let min = int(raw.min_tokens, "min_tokens")?.unwrap_or(0);
+    let context = i64::from(max_model_len);
+    if let Some(limit) = limit.filter(|l| *l > context) {
+        let message = format!(
+            "max_tokens={limit} cannot be greater than max_model_len={context}. Please request \
+             fewer output tokens."
+        );
         return Err(ApiError::value(Some("max_tokens"), message));
     }
-    let min = int(raw.min_tokens, "min_tokens")?.unwrap_or(0);
-    let cap = limit.unwrap_or(i64::from(DEFAULT_TOKENS));
+    let longest = prompts.iter().map(|p| i64::from(p.tokens)).max();
+    let room = context - longest.unwrap_or(0);
+    if room < 0 {
+        let what = if chat { "messages" } else { "prompt" };
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, your {what} \
+             contains at least {} input tokens. Please reduce the length of the input.",
+            context + 1
+        );
+        return Err(ApiError::value(Some("input_tokens"), message));
+    }
+    let wanted = limit.unwrap_or(i64::from(DEFAULT_TOKENS)).min(room);
+    if wanted < 1 {
+        let message = format!("max_tokens must be at least 1, got {wanted}.");
+        return Err(ApiError::value(Some("max_tokens"), message));
+    }
     if min < 0 {
         let message = format!("min_tokens must be greater than or equal to 0, got {min}.");
-        return Err(ApiError::value(Some("min_tokens"), message));
+        return Err(ApiError::value(None, message));
     }
-    if min > cap && limit.is_some() {
+    // Without a limit, a chat may go on to the end of the context.
+    let most = if chat && limit.is_none() {
+        room
+    } else {
+        wanted
+    };
+    if min > most {
         let message =
-            format!("min_tokens must be less than or equal to max_tokens={cap}, got {min}.");
-        return Err(ApiError::value(Some("min_tokens"), message));
+            format!("min_tokens must be less than or equal to max_tokens={most}, got {min}.");
+        return Err(ApiError::value(None, message));
     }
-    Ok(limit.map(|l| u32::try_from(l).unwrap_or(u32::MAX)))
+    Ok(wanted.max(min) as u32)
 }
 
 /// The checks of vLLM's `SamplingParams`; gives `n`.
 fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
     let n = int(raw.n, "n")?.unwrap_or(1);
-    if !(1..=1024).contains(&n) {
+    if n < 1 {
         return Err(ApiError::value(
-            Some("n"),
+            None,
             format!("n must be at least 1, got {n}."),
         ));
     }
+    if n > 16_384 {
+        return Err(ApiError::value(
+            None,
+            format!("n must be at most 16384, got {n}."),
+        ));
+    }
+    // Known to older releases only; newer ones ignore it.
     if let Some(best_of) = int(raw.best_of, "best_of")? {
         if best_of < n {
             let message = format!(
@@ -267,9 +332,14 @@ fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
         let message = format!("temperature must be non-negative, got {temperature}.");
         return Err(ApiError::value(Some("temperature"), message));
     }
-    if n > 1 && temperature.is_some_and(|t| t < 1e-5) {
+    if let Some(temperature) = temperature.filter(|t| *t > 2.0) {
+        let message = format!("temperature must be in [0, 2], got {temperature}.");
+        return Err(ApiError::value(Some("temperature"), message));
+    }
+    // Anything above 0 is raised to 0.01 first.
+    if n > 1 && temperature == Some(0.0) {
         let message = format!("n must be 1 when using greedy sampling, got {n}.");
-        return Err(ApiError::value(Some("n"), message));
+        return Err(ApiError::value(None, message));
     }
     if let Some(top_p) = float(raw.top_p, "top_p")?.filter(|p| *p <= 0.0 || *p > 1.0) {
         let message = format!("top_p must be in (0, 1], got {top_p}.");
@@ -285,46 +355,43 @@ fn sampling(raw: &Raw, stream: bool) -> Result<u32, ApiError> {
 }
 
 fn logprobs(raw: &Raw, chat: bool) -> Result<bool, ApiError> {
-    let Some(value) = raw.logprobs else {
-        if int(raw.top_logprobs, "top_logprobs")?.is_some_and(|k| k > 0) {
-            return Err(ApiError::body(
-                "when using `top_logprobs`, `logprobs` must be set to true.",
-            ));
-        }
-        return Ok(false);
-    };
-    if chat {
-        return flag(Some(value), "logprobs");
+    let top = count(raw.top_logprobs.filter(|_| chat), "top_logprobs")?;
+    if !chat {
+        let wanted = count(raw.logprobs, "logprobs")?;
+        return at_most_20(wanted).map(|()| wanted.is_some());
     }
-    let k = int(Some(value), "logprobs")?.unwrap_or(0);
-    if !(0..=20).contains(&k) {
-        let message = "Requested sample logprobs is out of range.";
-        return Err(ApiError::value(Some("logprobs"), message));
-    }
-    Ok(true)
-}
-
-/// The tokens to generate, which must fit into the context together with each prompt.
-fn fit(
-    prompts: &[Prompt],
-    limit: Option<u32>,
-    chat: bool,
-    max_model_len: u32,
-) -> Result<u32, ApiError> {
-    let longest = prompts.iter().map(|p| p.tokens).max().unwrap_or(0);
-    let room = max_model_len.saturating_sub(longest);
-    let wanted = limit.unwrap_or(DEFAULT_TOKENS);
-    if room == 0 || (limit.is_some() && wanted > room) {
-        let what = if chat { "messages" } else { "prompt" };
-        return Err(ApiError::value(
-            Some("input_tokens"),
-            format!(
-                "This model's maximum context length is {max_model_len} tokens. However, you \
-                 requested {wanted} output tokens and your {what} contain at least {longest} \
-                 input tokens. Please reduce the length of the input or the number of output \
-                 tokens.",
-            ),
+    let wanted = flag(raw.logprobs, "logprobs")?;
+    if !wanted && top.is_some_and(|k| k != 0) {
+        return Err(ApiError::rule(
+            "top_logprobs",
+            "when using `top_logprobs`, `logprobs` must be set to true.",
         ));
     }
-    Ok(wanted.min(room))
+    at_most_20(top.filter(|_| wanted)).map(|()| wanted)
+}
+
+/// How many logprobs: a number, or -1 for all.
+pub(super) fn count(value: Option<&[u8]>, name: &'static str) -> Result<Option<i64>, ApiError> {
+    if value.is_some_and(is_string) {
+        return Err(ApiError::rule(
+            name,
+            format!("`{name}` must be an integer."),
+        ));
+    }
+    let k = int(value, name)?;
+    if k.is_some_and(|k| k < -1) {
+        let message = format!("`{name}` must be a positive value or -1.");
+        return Err(ApiError::rule(name, message));
+    }
+    Ok(k)
+}
+
+fn at_most_20(k: Option<i64>) -> Result<(), ApiError> {
+    match k {
+        Some(k) if !(0..=20).contains(&k) => Err(ApiError::value(
+            Some("logprobs"),
+            format!("Requested sample logprobs of {k}, which is greater than max allowed: 20"),
+        )),
+        _ => Ok(()),
+    }
 }

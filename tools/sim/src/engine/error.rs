@@ -1,5 +1,7 @@
 //! Errors in the words and shape of vLLM's API server.
 
+use std::borrow::Cow;
+
 use crate::json::push_string;
 use crate::text::push_number;
 
@@ -8,7 +10,7 @@ pub(crate) struct ApiError {
     pub status: u16,
     pub kind: &'static str,
     pub message: String,
-    pub param: Option<&'static str>,
+    pub param: Option<Cow<'static, str>>,
     /// Found while the body was still being read as a request: the scheduler never saw its
     /// `kv_transfer_params`, so P is not told to free anything.
     pub before_engine: bool,
@@ -23,13 +25,38 @@ impl ApiError {
         }
     }
 
+    /// A member that is not of the form that the API asks for (found by pydantic, with its words around).
+    pub fn field(name: &str, message: impl std::fmt::Display) -> ApiError {
+        let place = if name.is_empty() {
+            "body".to_owned()
+        } else {
+            format!("body.{name}")
+        };
+        ApiError {
+            kind: "Bad Request",
+            message: format!(
+                "1 validation error:\n  {{'type': 'simulated', 'loc': '{place}', 'msg': '{message}'}}"
+            ),
+            param: Some(place.into()),
+            ..ApiError::body("")
+        }
+    }
+
+    /// A rule that the body as a whole breaks, found before any of it is used.
+    pub fn rule(param: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError {
+            before_engine: true,
+            ..ApiError::value(Some(param), message)
+        }
+    }
+
     /// A well-formed request with a value that is not accepted.
     pub fn value(param: Option<&'static str>, message: impl Into<String>) -> ApiError {
         ApiError {
             status: 400,
             kind: "BadRequestError",
             message: message.into(),
-            param,
+            param: param.map(Cow::Borrowed),
             before_engine: false,
         }
     }
@@ -39,7 +66,7 @@ impl ApiError {
             status: 404,
             kind: "NotFoundError",
             message: format!("The model `{name}` does not exist."),
-            param: Some("model"),
+            param: Some("model".into()),
             before_engine: false,
         }
     }
@@ -58,7 +85,7 @@ impl ApiError {
         out.extend_from_slice(b",\"type\":");
         push_string(out, self.kind);
         out.extend_from_slice(b",\"param\":");
-        match self.param {
+        match &self.param {
             Some(param) => push_string(out, param),
             None => out.extend_from_slice(b"null"),
         }

@@ -38,17 +38,17 @@ pub(crate) fn accept(
 ) -> Result<Job, ApiError> {
     let (world, options) = (&engine.world, engine.options());
     if !head.json {
-        return Err(ApiError::body(
-            "Unsupported Media Type: Only 'application/json' is allowed",
-        ));
+        return Err(ApiError {
+            kind: "Bad Request",
+            ..ApiError::body(
+                "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
+            )
+        });
     }
     let mut scratch = engine.scratch.borrow_mut();
     if let Err(invalid) = crate::json::object(body, &mut scratch.members) {
-        let message = format!(
-            "JSON decode error: expected {} at byte {}",
-            invalid.what, invalid.at
-        );
-        return Err(ApiError::body(message));
+        let message = format!("JSON decode error: expected {}", invalid.what);
+        return Err(ApiError::field(&invalid.at.to_string(), message));
     }
     let members = &scratch.members;
     let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
@@ -222,8 +222,7 @@ impl Job {
         }
         for choice in 0..self.ask.choices() {
             let (tokens, stopped) = self.length(choice);
-            // Only a request that ran into its limit hands over; EOS ends the matter.
-            if !stopped {
+            if !stopped || shared.options.kv_on_stop {
                 self.grant(engine, choice, if asked { 0 } else { tokens });
             }
         }

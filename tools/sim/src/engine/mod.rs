@@ -8,6 +8,7 @@ pub(crate) mod job;
 pub(crate) mod kv;
 pub(crate) mod prompt;
 pub(crate) mod route;
+pub(crate) mod rules;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod stream;

@@ -76,7 +76,7 @@ fn of_ids(ids: &[u32]) -> Prompt {
 }
 
 fn ids_of(list: &[u8]) -> Result<Vec<u32>, ApiError> {
-    let wrong = || ApiError::body("prompt: token ids must be non-negative integers");
+    let wrong = || ApiError::field("prompt.0", "Input should be a valid integer");
     elements(list)
         .map(|v| {
             integer(v)
@@ -110,16 +110,11 @@ pub(crate) fn of_prompt(
             }
         },
         _ => {
-            return Err(ApiError::body(
-                "prompt: must be a string, token ids, or a list of these",
-            ));
+            return Err(ApiError::field("prompt", "Input should be a valid list"));
         }
     };
     if prompts.iter().any(|p| p.tokens == 0) {
-        return Err(ApiError::value(
-            Some("prompt"),
-            "The decoder prompt cannot be empty",
-        ));
+        return Err(ApiError::value(None, "The decoder prompt cannot be empty"));
     }
     if let Some(texts) = texts {
         *texts = kept;
@@ -132,7 +127,7 @@ fn batch(value: &[u8], kept: &mut Vec<Vec<u8>>) -> Result<Vec<Prompt>, ApiError>
     let first = elements(value).next().map(|v| v[0]);
     for item in elements(value) {
         if Some(item[0]) != first {
-            return Err(ApiError::body("prompt: a list must be of one kind"));
+            return Err(ApiError::field("prompt.0", "Input should be of one kind"));
         }
         if is_string(item) {
             let text = string(item);
@@ -168,7 +163,7 @@ pub(crate) fn of_messages(
     mut rendered: Option<&mut Vec<u8>>,
 ) -> Result<Prompt, ApiError> {
     if value[0] != b'[' {
-        return Err(ApiError::body("messages: must be a list"));
+        return Err(ApiError::field("messages", "Input should be a valid list"));
     }
     let mut chat = Chat {
         hash: CHAT,
@@ -177,15 +172,20 @@ pub(crate) fn of_messages(
     };
     for message in elements(value) {
         if message[0] != b'{' {
-            return Err(ApiError::body("messages: each must be an object"));
+            return Err(ApiError::field(
+                "messages.0",
+                "Input should be a valid dictionary",
+            ));
         }
         let mut role = false;
-        let mut content = false;
+        // Content may be left out, but only an assistant's may be null.
+        let (mut assistant, mut null) = (false, false);
         for (key, value) in members(message) {
             match key {
                 b"role" if is_string(value) => {
                     role = true;
                     let name = string(value);
+                    assistant = &*name == b"assistant";
                     chat.hash = mix(hash(chat.hash, &name), 7);
                     chat.tokens += 4;
                     if let Some(out) = rendered.as_deref_mut() {
@@ -193,18 +193,21 @@ pub(crate) fn of_messages(
                     }
                 }
                 b"content" => {
-                    content = true;
+                    null = value[0] == b'n';
                     of_content(value, &mut chat, rendered.as_deref_mut())?;
                 }
-                b"tool_calls" | b"tool_call_id" | b"name" => {
-                    content |= key == b"tool_calls";
-                    chat.text(value);
-                }
+                b"tool_calls" | b"tool_call_id" | b"name" => chat.text(value),
                 _ => {}
             }
         }
-        if !role || !content {
-            return Err(ApiError::body("messages: each needs a role and content"));
+        if !role {
+            return Err(ApiError::field("messages.0.role", "Field required"));
+        }
+        if null && !assistant {
+            return Err(ApiError::field(
+                "messages.0.content",
+                "Input should be a valid string",
+            ));
         }
     }
     if chat.tokens == 0 {
@@ -237,8 +240,9 @@ fn of_content(
             }
         }
         _ => {
-            return Err(ApiError::body(
-                "messages: content must be a string or a list of parts",
+            return Err(ApiError::field(
+                "messages.0.content",
+                "Input should be a valid string",
             ));
         }
     }

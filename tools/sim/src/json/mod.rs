@@ -161,6 +161,48 @@ pub(crate) fn boolean(value: &[u8]) -> Option<bool> {
     }
 }
 
+/// An integer as pydantic takes it where one is asked for: also a boolean, or text that says one.
+pub(crate) fn lax_integer(value: &[u8]) -> Option<i64> {
+    match value {
+        b"true" => Some(1),
+        b"false" => Some(0),
+        [b'"', ..] => integer(lax_text(&string(value))?),
+        _ => integer(value),
+    }
+}
+
+/// A number, likewise.
+pub(crate) fn lax_number(value: &[u8]) -> Option<f64> {
+    match value {
+        [b'"', ..] => number(lax_text(&string(value))?),
+        _ => number(value).or_else(|| lax_integer(value).map(|n| n as f64)),
+    }
+}
+
+/// A boolean, likewise.
+pub(crate) fn lax_boolean(value: &[u8]) -> Option<bool> {
+    const YES: [&str; 6] = ["1", "on", "t", "true", "y", "yes"];
+    const NO: [&str; 6] = ["0", "off", "f", "false", "n", "no"];
+    if !is_string(value) {
+        return boolean(value).or_else(|| match integer(value) {
+            Some(0) => Some(false),
+            Some(1) => Some(true),
+            _ => None,
+        });
+    }
+    let text = string(value);
+    let is = |word: &&str| text.eq_ignore_ascii_case(word.as_bytes());
+    match (YES.iter().any(&is), NO.iter().any(is)) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    }
+}
+
+fn lax_text(text: &[u8]) -> Option<&[u8]> {
+    Some(text.trim_ascii()).filter(|t| !t.is_empty())
+}
+
 /// Appends `text` as a JSON string.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');

@@ -51,9 +51,26 @@ fn bad_values_never_pass() {
         json!({"prompt": "hi", "n": 2, "temperature": 0}),
         json!({"prompt": "hi", "temperature": -1}),
         json!({"prompt": "hi", "top_p": 0}),
-        json!({"prompt": "hi", "stream": "yes"}),
+        json!({"prompt": "hi", "stream": "maybe"}),
         json!({"prompt": "hi", "kv_transfer_params": "x"}),
-        json!({"prompt": "hi", "max_tokens": 1000}),
+        json!({"prompt": "hi", "max_tokens": 1001}),
+        json!({"prompt": "hi", "max_tokens": 10, "min_tokens": 11}),
+        json!({"prompt": "hi", "min_tokens": 17}),
+        json!({"prompt": "hi", "min_tokens": null}),
+        json!({"prompt": "hi", "n": null}),
+        json!({"prompt": "hi", "n": "two"}),
+        json!({"prompt": "hi", "temperature": 2.1}),
+        json!({"prompt": "hi", "presence_penalty": 3}),
+        json!({"prompt": "hi", "repetition_penalty": 0}),
+        json!({"prompt": "hi", "min_p": 2}),
+        json!({"prompt": "hi", "top_k": -2}),
+        json!({"prompt": "hi", "stop": 5}),
+        json!({"prompt": "hi", "stop": [""]}),
+        json!({"prompt": "hi", "logprobs": 21}),
+        json!({"prompt": "hi", "logprobs": "2"}),
+        json!({"prompt": "hi", "prompt_logprobs": 1, "stream": true}),
+        json!({"prompt": "hi", "response_format": {"type": "json_schema"}}),
+        json!({"prompt": "hi", "response_format": {"type": "x"}}),
         json!({"prompt": "x".repeat(3001)}),
         json!({"prompt": ""}),
         json!({"prompt": []}),
@@ -69,7 +86,11 @@ fn bad_values_never_pass() {
         json!({"messages": "hi"}),
         json!({"messages": []}),
         json!({"messages": [{"content": "hi"}]}),
-        json!({"messages": [{"role": "user"}]}),
+        json!({"messages": [{"role": "user", "content": null}]}),
+        json!({"messages": messages, "top_logprobs": 2}),
+        json!({"messages": messages, "logprobs": true, "top_logprobs": 21}),
+        json!({"messages": messages, "tools": []}),
+        json!({"messages": messages, "tool_choice": "auto"}),
         json!({"messages": [{"role": "user", "content": 5}]}),
         json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
         json!({"messages": [{"role": "user",
@@ -79,6 +100,66 @@ fn bad_values_never_pass() {
     ] {
         rejected(CHAT, body);
     }
+}
+
+#[test]
+fn what_the_engine_takes_is_never_rejected() {
+    let (_sim, _, _, both) = trio(|e| e.max_model_len = 1000);
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for (body, tokens) in [
+        (json!({"prompt": "hi", "max_tokens": "3"}), 3),
+        (json!({"prompt": "hi", "max_tokens": 3.0, "n": true}), 3),
+        // Cut to what fits behind the prompt.
+        (json!({"prompt": "x".repeat(2997), "max_tokens": 9}), 1),
+        (json!({"prompt": "hi", "max_tokens": null}), 16),
+        (json!({"model": "", "prompt": "hi"}), 16),
+        (json!({"model": null, "prompt": "hi", "stream": "no"}), 16),
+        (json!({"prompt": "hi", "stream_options": {}}), 16),
+        (
+            json!({"prompt": "hi", "stream_options": null, "stop": null}),
+            16,
+        ),
+        (
+            json!({"prompt": "hi", "prompt_logprobs": 1, "logprobs": 20}),
+            16,
+        ),
+        (json!({"prompt": "hi", "n": 2, "temperature": 1e-6}), 32),
+    ] {
+        let answer = call(both, COMPLETIONS, &body);
+        assert_eq!(answer.status, 200, "{body}: {}", answer.text());
+        assert_eq!(
+            answer.json()["usage"]["completion_tokens"],
+            tokens,
+            "{body}"
+        );
+    }
+    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+    for (body, tokens) in [
+        (
+            json!({"messages": messages, "n": null, "min_tokens": 40}),
+            40,
+        ),
+        (json!({"messages": messages, "tool_choice": "none"}), 16),
+        (
+            json!({"messages": messages, "tools": tool, "tool_choice": "required"}),
+            16,
+        ),
+        (json!({"messages": [{"role": "user"}]}), 16),
+        (
+            json!({"messages": [{"role": "assistant", "content": null}]}),
+            16,
+        ),
+    ] {
+        let answer = call(both, CHAT, &body);
+        assert_eq!(answer.status, 200, "{body}: {}", answer.text());
+        assert_eq!(
+            answer.json()["usage"]["completion_tokens"],
+            tokens,
+            "{body}"
+        );
+    }
+    let stream = call(both, COMPLETIONS, &json!({"prompt": "hi", "stream": 1}));
+    assert_eq!(stream.events().last().map(String::as_str), Some("[DONE]"));
 }
 
 #[test]
@@ -171,7 +252,7 @@ fn bad_json_is_never_served() {
         client.send(body);
         let answer = client.answer().unwrap();
         assert_eq!(answer.status, 400, "{}", String::from_utf8_lossy(body));
-        assert_eq!(answer.json()["error"]["type"], "BadRequestError");
+        assert_eq!(answer.json()["error"]["type"], "Bad Request");
     }
     let mut client = Client::new(both);
     let body = post(COMPLETIONS, "{\"prompt\":\"a\"}", &[]);
