@@ -59,6 +59,14 @@ impl Exchange {
     pub fn prefill_leg(&self) -> Leg {
         let mut leg = Leg::new(Stage::Prefill);
         leg.edits = openai::prefill_edits();
+        let request = self.request();
+        let stream = request.object.get(request.body(), "stream");
+        if matches!(stream, None | Some(b"false" | b"null")) {
+            // Engines reject such options without a stream. Were they taken out here, P would hold KV
+            // for a request that D then rejects, and nothing would free it before its lease ends.
+            leg.edits
+                .retain(|edit| !matches!(edit, Edit::Remove("stream_options")));
+        }
         leg.edits.push(Edit::Remove(openai::KV_PARAMS));
         leg.plain_answer = true;
         leg

@@ -177,11 +177,13 @@ async fn deliver(
     warm: bool,
 ) -> Result<u16, Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
+    // What P has accepted, so that D does not reject it and leave P without a word.
+    leg.edits = openai::prefill_edits();
     if warm {
         // A stream's head comes before its tokens: closed there, no KV moves.
+        leg.edits
+            .retain(|edit| !matches!(edit, Edit::Set("stream", _)));
         leg.edits.push(Edit::Set("stream", b"true".into()));
-    } else {
-        leg.edits = openai::prefill_edits();
     }
     leg.edits.push(Edit::Set(KV_PARAMS, params.to_vec().into()));
     leg.plain_answer = true;

@@ -1,7 +1,7 @@
 //! A client that streams or not, keeps its connection or not, pipelines, reads slowly, and leaves.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::dice::Dice;
 use super::world::World;
@@ -200,8 +200,14 @@ fn answer(
 /// Leaves at some moment: at once or in a while, before or within its answer, with a FIN or a reset.
 fn depart(client: &mut Client, dice: &mut Dice) {
     sleep(dice.ms(0, 60));
-    if dice.percent(40) {
+    // Within its answer; if that is not here already, its first bytes are waited for.
+    if dice.percent(40) && client.rest.is_empty() {
+        let began = Instant::now();
         client.closed();
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "nothing came for 15 s"
+        );
     }
     let socket = socket2::SockRef::from(&client.stream);
     if dice.percent(30) {

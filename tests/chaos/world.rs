@@ -104,7 +104,6 @@ impl World {
 
     /// Everything at once, then calm; what did not hold.
     pub fn run(self) -> (Vec<String>, Totals) {
-        let t0 = Instant::now();
         let over = AtomicBool::new(false);
         let (mut seen, mut wrong) = (Vec::new(), Vec::new());
         let mut known: Vec<Arc<Instance>> = Vec::new();
@@ -130,20 +129,12 @@ impl World {
             let _ = engines.join();
             known = admin.join().unwrap_or_default();
         });
-        let t1 = t0.elapsed();
         wrong.extend(self.calm(&known));
-        let t2 = t0.elapsed();
         let totals = self.totals(&seen);
         wrong.extend(self.counts(&seen));
         wrong.extend(self.nothing_after_commit(&seen));
         wrong.extend(self.books());
         wrong.extend(self.serves_again());
-        eprintln!(
-            "PHASE seed {} calm {} clients {t1:?} settled {t2:?} again {:?}",
-            self.seed,
-            self.calm,
-            t0.elapsed()
-        );
         if !self.rig.server.drain(Duration::from_secs(10)) {
             wrong.push("a drain of an idle proxy had to cut something".into());
         }

@@ -137,6 +137,24 @@ fn a_prefill_that_ended_on_its_first_token_leaves_decode_to_compute() {
     );
 }
 
+/// Taken out of P's leg, they would have D alone reject the request, and P hold KV for nobody.
+#[test]
+fn stream_options_without_a_stream_never_hold_kv() {
+    let rig = rig("nixl", 1, 1);
+    for stream in ["", r#","stream":false"#, r#","stream":null"#] {
+        let more = format!(r#","stream_options":{{"include_usage":true}}{stream}"#);
+        let response = rig.post("/v1/completions", &completion("x", &more));
+        assert_eq!(response.status, 400, "{}", response.text());
+        assert_eq!(response.json()["error"]["param"], "stream_options");
+    }
+    let more = r#","stream_options":{"include_usage":true},"stream":"true""#;
+    let response = rig.post("/v1/completions", &completion("x", more));
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(rig.posts(1).len(), 1);
+    let ledger = rig.sim.ledger();
+    assert_eq!((ledger.grants, ledger.held_now), (1, 0));
+}
+
 #[test]
 fn several_choices_of_one_prompt_are_prefilled_once() {
     let rig = rig("nixl", 1, 1);

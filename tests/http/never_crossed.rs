@@ -77,8 +77,8 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
     };
     let mut fields = String::new();
     let mut trouble = false;
-    match dice.roll(if calm { 80 } else { 100 }) {
-        0..20 => {
+    match dice.roll(if calm { 800 } else { 1000 }) {
+        0..200 => {
             let shapes = [
                 "chunk-ext",
                 "trailers",
@@ -90,7 +90,7 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
             ];
             fields = format!("x-sim-shape: {}\r\n", dice.one_of(&shapes));
         }
-        80..99 => {
+        800..996 => {
             trouble = true;
             let faults = [
                 "accept-then-close",
@@ -107,7 +107,7 @@ fn ask(dice: &mut Dice, name: &str, calm: bool) -> Ask {
             let leg = dice.one_of(&["", "-prefill", "-decode"]);
             fields = format!("x-sim-fault{leg}: {}\r\n", dice.one_of(&faults));
         }
-        99 => {
+        996.. => {
             trouble = true;
             let faults = [
                 "-prefill: hang-before-head",
@@ -157,25 +157,21 @@ fn take(client: &mut Client, ask: &Ask, tally: &Tally) -> bool {
     let text = response.text();
     assert_eq!(response.header("x-request-id"), Some(&*ask.id), "{text}");
     only_own(ask, &text);
-    if ask.trouble {
-        tally.troubled.fetch_add(1, Ordering::Relaxed);
-        if response.complete && response.status == 200 {
-            assert!(
-                ask.text.starts_with(&generated(&text)),
-                "{}: {text}",
-                ask.id
-            );
-        }
-    } else if matches!(response.status, 502 | 504) {
-        // A connection that a troubled request made its engine close at this moment, with no retry left in
-        // the budget; or a machine that is busy with other things. Not often.
-        tally.unlucky.fetch_add(1, Ordering::Relaxed);
-    } else {
-        assert_eq!(response.status, 200, "{}: {text}", ask.id);
-        assert!(response.complete, "{}: {text}", ask.id);
-        assert_eq!(response.generated(), ask.text, "{}", ask.id);
-        tally.whole.fetch_add(1, Ordering::Relaxed);
+    if response.status == 200 {
+        let whole = response.complete && !ask.trouble;
+        let generated = generated(&text);
+        assert!(ask.text.starts_with(&generated), "{}: {text}", ask.id);
+        assert!(!whole || generated == ask.text, "{}: {text}", ask.id);
     }
+    let cell = match (ask.trouble, response.status) {
+        (true, _) => &tally.troubled,
+        (false, 200) if response.complete => &tally.whole,
+        // A connection that a troubled request made its engine close just now, with no retry left in the
+        // budget; or a machine that is busy with other things. Not often.
+        (false, 200 | 502 | 504) => &tally.unlucky,
+        _ => panic!("{}: {text}", ask.id),
+    };
+    cell.fetch_add(1, Ordering::Relaxed);
     response.complete && response.header("connection") != Some("close")
 }
 
@@ -341,9 +337,9 @@ fn in_this_process() {
         c.retry.initial_backoff = ms(1);
         c.timeouts.pool_idle = ms(50);
         c.timeouts.connect = ms(10_000);
-        c.timeouts.prefill = ms(300);
-        c.timeouts.decode_head = ms(300);
-        c.timeouts.between_chunks = ms(300);
+        c.timeouts.prefill = ms(800);
+        c.timeouts.decode_head = ms(800);
+        c.timeouts.between_chunks = ms(800);
         c.health_check.enabled = false;
     });
     storm("in process", rig.server.address, &sim, REQUESTS);
@@ -356,7 +352,7 @@ fn as_a_process(mode: &str, denied: Denied, environment: &[(&str, &str)], line: 
         "handshake: nixl\nhost: 127.0.0.1\nshards: 2\nprefill: [{p}]\ndecode: [{d}]\n\
          limits: {{idle_per_instance_max: 4}}\nhealth_check: {{enabled: false}}\n\
          retry: {{initial_backoff: 1ms}}\n\
-         timeouts: {{pool_idle: 50ms, connect: 10s, prefill: 300ms, decode_head: 300ms, between_chunks: 300ms}}\n"
+         timeouts: {{pool_idle: 50ms, connect: 10s, prefill: 800ms, decode_head: 800ms, between_chunks: 800ms}}\n"
     );
     let Some(process) = Process::start(&config, denied, environment) else {
         println!("{mode}: this machine does not let a test deny it");

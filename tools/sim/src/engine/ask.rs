@@ -158,7 +158,7 @@ pub(crate) fn read(
         });
         vec![of_messages(messages, rendered)?]
     } else {
-        let Some(prompt) = raw.prompt else {
+        let Some(prompt) = raw.prompt.filter(|p| *p != b"\"\"") else {
             return Err(ApiError::rule(
                 "prompt",
                 "Either prompt or prompt_embeds must be provided and non-empty.",
