@@ -243,13 +243,14 @@ pub fn finish_writing(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
 
-/// Makes the coming close a reset instead of a clean end: for a peer to whom a clean end means success.
-pub fn reset_on_close(fd: RawFd) {
+/// Resets the connection at once, whoever waits on it: for a peer to whom a clean end means success.
+/// `connect` to "no address" is how TCP spells that; a close would come only after what is in flight.
+pub fn reset_now(fd: RawFd) {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };
-    // SAFETY: a valid option of the right size.
+    // SAFETY: a valid option and a valid address (all zero: AF_UNSPEC) of the sizes given.
     unsafe {
         libc::setsockopt(
             fd,
@@ -257,6 +258,8 @@ pub fn reset_on_close(fd: RawFd) {
             libc::SO_LINGER,
             (&raw const linger).cast(),
             size_of::<libc::linger>() as libc::socklen_t,
-        )
-    };
+        );
+        let nowhere: libc::sockaddr = std::mem::zeroed();
+        libc::connect(fd, &nowhere, size_of::<libc::sockaddr>() as libc::socklen_t);
+    }
 }

@@ -17,7 +17,7 @@ use crate::metrics::{
     Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
 };
 use crate::net::inbox::{Duet, Inbox, read_client};
-use crate::net::stream::{Stream, finish_reading, finish_writing, reset_on_close, shutdown_now};
+use crate::net::stream::{Stream, finish_writing, reset_now, shutdown_now};
 use crate::net::sweep::{Fired, Slot, Wait};
 use crate::wire::head::{Framing, Method, Name, RequestHead};
 
@@ -288,11 +288,10 @@ impl Client {
         self.slot.disarm();
     }
 
-    /// The coming close becomes a reset.
     async fn reset(&self) {
         self.slot.end_request();
-        reset_on_close(self.stream.fd());
-        finish_reading(self.stream.fd());
+        reset_now(self.stream.fd());
+        // The pending read has failed by that.
         self.inbox.discard().await;
     }
 

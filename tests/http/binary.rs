@@ -33,6 +33,17 @@ pub struct Process {
 impl Process {
     /// Waits until it listens. `None`: what is to be denied cannot be denied here.
     pub fn start(config: &str, denied: Denied, environment: &[(&str, &str)]) -> Option<Process> {
+        loop {
+            let mut process = Process::spawn(config, denied, environment)?;
+            if process.listens() {
+                return Some(process);
+            }
+            // Somebody took the port between our look at it and theirs.
+            assert!(process.said("cannot listen"), "{}", process.output());
+        }
+    }
+
+    fn spawn(config: &str, denied: Denied, environment: &[(&str, &str)]) -> Option<Process> {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = port.expect("a free port");
         let file = |kind: &str| {
@@ -73,12 +84,8 @@ impl Process {
         };
         let child = command.spawn();
         drop(theirs);
-        let mut process = match child {
-            Ok(child) => Process {
-                address,
-                child,
-                files,
-            },
+        let child = match child {
+            Ok(child) => child,
             Err(e) if denied == Denied::DeferredRings => {
                 println!("no user notification: {e}");
                 return None;
@@ -89,19 +96,27 @@ impl Process {
             let listener = receive_fd(&ours).expect("the listener of the filter");
             std::thread::spawn(move || judge(&listener));
         }
+        Some(Process {
+            address,
+            child,
+            files,
+        })
+    }
+
+    /// Waits until it does; false if it ends instead.
+    fn listens(&mut self) -> bool {
         let began = Instant::now();
-        while !process.said("listens on http://") {
-            let ended = process.child.try_wait().expect("a state");
-            assert!(
-                ended.is_none() && began.elapsed() < Duration::from_secs(10),
-                "{}",
-                process.output()
-            );
+        while !self.said("listens on http://") {
+            if self.child.try_wait().expect("a state").is_some() {
+                return false;
+            }
+            let late = began.elapsed() > Duration::from_secs(10);
+            assert!(!late, "{}", self.output());
             std::thread::sleep(Duration::from_millis(5));
         }
         // The log's writer is a thread of its own.
         std::thread::sleep(Duration::from_millis(50));
-        Some(process)
+        true
     }
 
     pub fn output(&self) -> String {

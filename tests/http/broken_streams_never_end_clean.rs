@@ -180,6 +180,32 @@ fn old_clients_see_a_reset() {
     next_works(&fake, &server);
 }
 
+/// A client that goes on sending does not keep the end from coming.
+#[test]
+fn talking_on_does_not_keep_a_broken_connection() {
+    let first = format!("{SSE}{CHUNKED}{}", chunk(EVENT));
+    for (version, expected) in [("1.0", End::Reset), ("1.1", End::Fin)] {
+        let (fake, server) = failing(vec![send(&first), Act::Pause(50), Act::Close]);
+        let mut client = ask(&server, version);
+        let mut writer = client.stream.try_clone().unwrap();
+        let talk = std::thread::spawn(move || {
+            use std::io::Write;
+            let began = std::time::Instant::now();
+            while began.elapsed() < ms(4000) && writer.write_all(&[b'x'; 4096]).is_ok() {}
+            began.elapsed()
+        });
+        let (bytes, end) = rest_of(&mut client);
+        // Whoever sends into a closed connection may lose what was on its way to him.
+        if end != End::Reset {
+            assert_eq!(end, expected);
+            assert!(String::from_utf8_lossy(&bytes).contains("error"));
+        }
+        let took = talk.join().unwrap();
+        assert!(took < ms(3500), "{version}: it could talk for {took:?}");
+        next_works(&fake, &server);
+    }
+}
+
 /// A stream with more to say than anyone takes at once still ends where it broke: all of it arrives first.
 #[test]
 fn what_came_before_the_break_arrives() {
