@@ -14,7 +14,8 @@ pub mod change;
 pub mod health;
 pub mod load;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
@@ -45,6 +46,9 @@ pub struct Instance {
     /// Where to connect; several when DNS gives several. Empty until resolved.
     pub targets: Published<Vec<Target>>,
     pub metrics: Arc<InstanceMetrics>,
+    /// Instances (by index) that have taken KV from this one, each with the starts of both by then.
+    /// Shards keep copies of what they have seen here.
+    met: Mutex<HashMap<usize, (u64, u64)>>,
 }
 
 /// What active probes say.
@@ -87,6 +91,7 @@ impl Instance {
             last_byte_ms: AtomicU64::new(0),
             targets: Published::new(literal_targets(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
+            met: Mutex::default(),
             name,
         }
     }
@@ -139,6 +144,17 @@ impl Instance {
     /// Changes whenever the instance may have been restarted.
     pub fn starts(&self) -> u64 {
         self.breaker.falls()
+    }
+
+    /// The starts of this P and of the D `taker` when they last handed over, if they ever did.
+    pub fn met(&self, taker: usize) -> Option<(u64, u64)> {
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        met.get(&taker).copied()
+    }
+
+    pub fn note_met(&self, taker: usize, starts: (u64, u64)) {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        met.insert(taker, starts);
     }
 }
 

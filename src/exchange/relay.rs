@@ -199,7 +199,10 @@ impl Opened {
         let guard = x.slot.watch_upstream(self.lease.stream.fd());
         x.slot.arm(Wait::Release, x.config.timeouts.release);
         let buf = x.tools.buffers.lend(CHUNK);
-        let (_, buf) = self.lease.stream.read(buf).await;
+        let (result, buf) = self.lease.stream.read(buf).await;
+        if let (Ok(1..), Some((prefill, _))) = (&result, &self.handover) {
+            x.tools.met.note(prefill, self.picked.instance());
+        }
         x.tools.buffers.give(buf);
         x.slot.disarm();
         drop(guard);

@@ -88,15 +88,24 @@ impl Releases {
     }
 }
 
-/// Which pairs have completed a hand-over, as far as this shard has seen, since both were last seen to
-/// start. Not knowing a pair is safe: it is then treated as a first contact.
+/// Which pairs have completed a hand-over since both were last seen to start. What any shard has seen
+/// stands in the P's [`Instance`]; this is the shard's own copy. Not knowing a pair is safe: it is then
+/// treated as a first contact.
 #[derive(Default)]
 pub struct Met(RefCell<HashMap<(usize, usize), (u64, u64)>>);
 
 impl Met {
     pub fn warm(&self, prefill: &Instance, decode: &Instance) -> bool {
         let pair = (prefill.index, decode.index);
-        self.0.borrow().get(&pair) == Some(&(prefill.starts(), decode.starts()))
+        let starts = (prefill.starts(), decode.starts());
+        if self.0.borrow().get(&pair) == Some(&starts) {
+            return true;
+        }
+        let elsewhere = prefill.met(decode.index) == Some(starts);
+        if elsewhere {
+            self.0.borrow_mut().insert(pair, starts);
+        }
+        elsewhere
     }
 
     pub fn note(&self, prefill: &Instance, decode: &Instance) {
@@ -105,6 +114,7 @@ impl Met {
         // Written once per pair and start, read per request.
         if self.0.borrow().get(&pair) != Some(&starts) {
             self.0.borrow_mut().insert(pair, starts);
+            prefill.note_met(decode.index, starts);
         }
     }
 }
@@ -156,13 +166,18 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
         let Ok(decode) = x.pick(Role::Decode) else {
             return false;
         };
-        let refuser = decode.instance().index;
-        let warm = tools.met.warm(&release.prefill, decode.instance());
+        let taker = decode.instance().clone();
+        let warm = tools.met.warm(&release.prefill, &taker);
         match deliver(&x, decode, &release.params, warm).await {
-            Ok(status) if status < 500 => return true,
+            Ok(status) if status < 500 => {
+                if status < 300 && !warm {
+                    tools.met.note(&release.prefill, &taker);
+                }
+                return true;
+            }
             // It refused before it took them; the next one may not.
             Ok(_) if x.avoid.borrow().len() + 1 < x.cluster.role(Role::Decode).len() => {
-                x.avoid.borrow_mut().push(refuser);
+                x.avoid.borrow_mut().push(taker.index);
             }
             Ok(_) | Err(_) => return false,
         }

@@ -180,28 +180,30 @@ fn old_clients_see_a_reset() {
     next_works(&fake, &server);
 }
 
-/// A client that goes on sending does not keep the end from coming.
+/// A client that goes on sending does not keep its connection.
 #[test]
 fn talking_on_does_not_keep_a_broken_connection() {
+    use std::sync::atomic::Ordering::Relaxed;
     let first = format!("{SSE}{CHUNKED}{}", chunk(EVENT));
-    for (version, expected) in [("1.0", End::Reset), ("1.1", End::Fin)] {
+    for version in ["1.0", "1.1"] {
         let (fake, server) = failing(vec![send(&first), Act::Pause(50), Act::Close]);
         let mut client = ask(&server, version);
         let mut writer = client.stream.try_clone().unwrap();
         let talk = std::thread::spawn(move || {
             use std::io::Write;
-            let began = std::time::Instant::now();
-            while began.elapsed() < ms(4000) && writer.write_all(&[b'x'; 4096]).is_ok() {}
-            began.elapsed()
+            while writer.write_all(&[b'x'; 4096]).is_ok() {}
         });
         let (bytes, end) = rest_of(&mut client);
-        // Whoever sends into a closed connection may lose what was on its way to him.
-        if end != End::Reset {
-            assert_eq!(end, expected);
+        // (The writer may be the one that is told of the reset.)
+        assert_ne!(end, End::Open);
+        if version == "1.1" {
             assert!(String::from_utf8_lossy(&bytes).contains("error"));
         }
-        let took = talk.join().unwrap();
-        assert!(took < ms(3500), "{version}: it could talk for {took:?}");
+        crate::support::eventually("the proxy is rid of it", || {
+            server.shared.connections.load(Relaxed) == 0
+        });
+        client.stream.shutdown(std::net::Shutdown::Both).ok();
+        talk.join().unwrap();
         next_works(&fake, &server);
     }
 }
