@@ -15,8 +15,8 @@ pub mod health;
 pub mod load;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};

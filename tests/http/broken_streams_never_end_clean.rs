@@ -26,13 +26,17 @@ fn failing(acts: Vec<Act>) -> (Fake, Server) {
     (fake, server)
 }
 
-fn ask(server: &Server, version: &str) -> Client {
+/// The engine fails when the reply has begun.
+fn ask(fake: &Fake, server: &Server, version: &str) -> Client {
     let mut client = at(server);
     let body = completion("x", r#","stream":true"#);
     client.send(format!(
         "POST /v1/completions HTTP/{version}\r\nhost: t\r\nconnection: keep-alive\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     ));
+    let head = client.head();
+    client.rest.splice(0..0, head.bytes());
+    fake.go();
     client
 }
 
@@ -49,12 +53,12 @@ fn next_works(fake: &Fake, server: &Server) {
 
 /// The ways to fail after a first write of `first`.
 fn ends(first: &str) -> Vec<(&'static str, Vec<Act>)> {
-    let begin = || vec![send(first), Act::Pause(30)];
+    let begin = || vec![send(first), Act::Gate];
     let and = |act: Vec<Act>| [begin(), act].concat();
     vec![
         ("fin", and(vec![Act::Close])),
         ("reset", and(vec![Act::Reset])),
-        ("stall", and(vec![Act::Pause(600), Act::Close])),
+        ("stall", and(vec![Act::Hang])),
     ]
 }
 
@@ -75,7 +79,7 @@ fn event_streams_end_in_an_error_event() {
         "\r\n\r\n",
         "ffffffffffffffffff\r\n",
     ] {
-        let acts = vec![send(&whole), Act::Pause(30), send(garbage), Act::Pause(500)];
+        let acts = vec![send(&whole), Act::Gate, send(garbage), Act::Hang];
         cases.push((format!("garbage {garbage:?}"), false, acts));
     }
     let until_close = format!("{SSE}\r\n{EVENT}{EVENT}");
@@ -87,7 +91,7 @@ fn event_streams_end_in_an_error_event() {
     }
     for (name, within, acts) in cases {
         let (fake, server) = failing(acts);
-        let mut client = ask(&server, "1.1");
+        let mut client = ask(&fake, &server, "1.1");
         let response = client.response();
         let text = response.text();
         assert_eq!(response.status, 200, "{name}");
@@ -132,7 +136,7 @@ fn other_answers_just_break() {
     for first in &firsts {
         for (name, acts) in ends(first) {
             let (fake, server) = failing(acts);
-            let mut client = ask(&server, "1.1");
+            let mut client = ask(&fake, &server, "1.1");
             let response = client.response();
             assert_eq!(response.status, 200, "{name} after {first:?}");
             assert!(
@@ -164,7 +168,7 @@ fn old_clients_see_a_reset() {
                 continue;
             }
             let (fake, server) = failing(acts);
-            let mut client = ask(&server, "1.0");
+            let mut client = ask(&fake, &server, "1.0");
             let (bytes, end) = rest_of(&mut client);
             let text = String::from_utf8_lossy(&bytes).into_owned();
             assert_eq!(end, End::Reset, "{name} after {first:?}: {text}");
@@ -174,8 +178,8 @@ fn old_clients_see_a_reset() {
     }
     // With a length they can count for themselves.
     let first = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello";
-    let (fake, server) = failing(vec![send(first), Act::Pause(20), Act::Close]);
-    let response = ask(&server, "1.0").response();
+    let (fake, server) = failing(vec![send(first), Act::Gate, Act::Close]);
+    let response = ask(&fake, &server, "1.0").response();
     assert!(!response.complete);
     next_works(&fake, &server);
 }
@@ -186,8 +190,8 @@ fn talking_on_does_not_keep_a_broken_connection() {
     use std::sync::atomic::Ordering::Relaxed;
     let first = format!("{SSE}{CHUNKED}{}", chunk(EVENT));
     for version in ["1.0", "1.1"] {
-        let (fake, server) = failing(vec![send(&first), Act::Pause(50), Act::Close]);
-        let mut client = ask(&server, version);
+        let (fake, server) = failing(vec![send(&first), Act::Gate, Act::Close]);
+        let mut client = ask(&fake, &server, version);
         let mut writer = client.stream.try_clone().unwrap();
         let talk = std::thread::spawn(move || {
             use std::io::Write;
@@ -215,7 +219,7 @@ fn what_came_before_the_break_arrives() {
         .map(|i| chunk(&format!("data: {{\"n\":{i}}}\n\n")))
         .collect();
     let (fake, server) = failing(vec![send(format!("{SSE}{CHUNKED}{many}")), Act::Close]);
-    let mut client = ask(&server, "1.1");
+    let mut client = ask(&fake, &server, "1.1");
     let response = client.response();
     assert!(!response.complete);
     let events = response.events();

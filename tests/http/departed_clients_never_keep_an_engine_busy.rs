@@ -170,3 +170,25 @@ fn crowds_leave_nothing_behind() {
     eventually("the engine is idle", || rig.sim.open_requests(0) == 0);
     nobody_left(&rig);
 }
+
+/// A D that fetches from a P for the first time is left to go on for a while. That is once for the
+/// process, not once for each shard.
+#[test]
+fn a_pair_that_has_met_is_known_to_all_shards() {
+    let mut engines = engines(1, 1);
+    engines[1].timing.decode_tick = Duration::from_millis(10);
+    let rig = quiet("nixl", engines, |_| {});
+    let met = completion("first", r#","max_tokens":1"#);
+    assert_eq!(rig.post("/v1/completions", &met).status, 200);
+    // Enough connections for the kernel to give each shard some.
+    for i in 0..16 {
+        let mut client = rig.client();
+        let body = completion(&format!("later {i}"), r#","max_tokens":500"#);
+        client.send(post_bytes("/v1/completions", &body, ""));
+        eventually("D is at it", || rig.sim.open_requests(1) == 1);
+        drop(client);
+        let took = time_until("D has stopped", || rig.sim.open_requests(1) == 0);
+        assert!(took < ms(2000), "{i}: {took:?}");
+    }
+    nobody_left(&rig);
+}

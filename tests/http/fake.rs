@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use pdrelay::config::{Address, Config, InstanceConfig, Role};
@@ -17,6 +17,10 @@ use pdrelay::server::Server;
 pub enum Act {
     Send(Vec<u8>),
     Pause(u64),
+    /// Until the test says [`Fake::go`].
+    Gate,
+    /// Nothing, until the proxy ends the connection.
+    Hang,
     /// FIN, after all that was sent.
     Close,
     /// RST.
@@ -65,6 +69,9 @@ struct Inner {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     open: AtomicUsize,
+    /// Acts that are done.
+    acts: AtomicUsize,
+    go: (Mutex<bool>, Condvar),
     stop: AtomicBool,
 }
 
@@ -131,6 +138,17 @@ impl Fake {
         self.inner.connections.load(Ordering::SeqCst)
     }
 
+    /// Acts that are done: what was sent is in the proxy's socket.
+    pub fn acts(&self) -> usize {
+        self.inner.acts.load(Ordering::SeqCst)
+    }
+
+    /// Opens the gate, for good.
+    pub fn go(&self) {
+        *self.inner.go.0.lock().unwrap() = true;
+        self.inner.go.1.notify_all();
+    }
+
     /// Connections on which the proxy has not ended.
     pub fn open(&self) -> usize {
         self.inner.open.load(Ordering::SeqCst)
@@ -159,6 +177,8 @@ impl Inner {
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            acts: AtomicUsize::new(0),
+            go: Default::default(),
             stop: AtomicBool::new(false),
         })
     }
@@ -189,12 +209,16 @@ impl Inner {
                         }
                     }
                     Act::Pause(ms) => std::thread::sleep(Duration::from_millis(ms)),
+                    Act::Gate => {
+                        let gate = self.go.0.lock().unwrap();
+                        drop(self.go.1.wait_while(gate, |open| !*open).unwrap());
+                    }
+                    Act::Hang => return read_out(&mut stream),
                     Act::Close => {
                         // SAFETY: a plain call on a descriptor that `stream` owns.
                         unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) };
-                        let mut rest = [0; 4096];
-                        while matches!(stream.read(&mut rest), Ok(n) if n > 0) {}
-                        return;
+                        self.acts.fetch_add(1, Ordering::SeqCst);
+                        return read_out(&mut stream);
                     }
                     Act::Reset => {
                         let socket = socket2::SockRef::from(&stream.as_raw_fd().borrowed())
@@ -202,9 +226,15 @@ impl Inner {
                         return drop(socket);
                     }
                 }
+                self.acts.fetch_add(1, Ordering::SeqCst);
             }
         }
     }
+}
+
+fn read_out(stream: &mut impl Read) {
+    let mut rest = [0; 4096];
+    while matches!(stream.read(&mut rest), Ok(n) if n > 0) {}
 }
 
 trait Borrowed {

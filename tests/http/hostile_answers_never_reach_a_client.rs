@@ -2,10 +2,9 @@
 
 use std::thread;
 
-use crate::support::{chat, completion, post_bytes};
+use crate::support::{chat, completion, eventually, post_bytes};
 
 use super::fake::{Act, Fake, answer, at, proxy, send};
-use super::ms;
 
 fn hostile() -> Vec<Vec<u8>> {
     let ok = "HTTP/1.1 200 OK\r\n";
@@ -75,7 +74,7 @@ fn ambiguous_answers_are_a_502() {
             true => vec![answer(r#"{"sound":true}"#)],
             false => vec![send(&first)],
         });
-        let server = proxy(&[&fake], |_| {});
+        let server = proxy(&[&fake], |c| c.retry.enabled = false);
         let mut client = at(&server);
         let response = match i % 2 {
             0 => client.post("/v1/completions", &completion("x", "")),
@@ -167,7 +166,7 @@ fn bytes_after_an_answer_never_become_the_next_answer() {
             let response = client.response_to(method);
             assert!(!response.text().contains("stolen"));
             if late {
-                thread::sleep(ms(80));
+                eventually("the stray bytes are there", || fake.acts() >= 3);
             }
             for _ in 0..3 {
                 let next = at(&server).post("/v1/completions", &completion("other", ""));
@@ -196,7 +195,7 @@ fn words_on_an_idle_connection_never_become_an_answer() {
     let server = proxy(&[&fake], |_| {});
     let mut client = at(&server);
     assert_eq!(client.post("/tokenize", "{}").text(), "first");
-    thread::sleep(ms(60));
+    eventually("it has spoken", || fake.acts() >= 4);
     let response = client.post("/tokenize", "{}");
     assert_eq!((response.status, &*response.text()), (200, "mine"));
 }

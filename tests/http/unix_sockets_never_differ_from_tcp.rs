@@ -39,7 +39,7 @@ fn requests_and_bodies_of_any_size() {
 fn departures_deadlines_and_deaths() {
     let fake = Fake::on_unix(&path("ends"), |_, seen| {
         if seen.text().contains("hang") {
-            return vec![Act::Pause(400)];
+            return vec![Act::Hang];
         }
         if seen.text().contains("die") {
             return vec![
