@@ -135,6 +135,10 @@ impl Exchange {
                     picked.instance().metrics.inc(&self.tools.metrics, counter);
                     Stop::Error(error)
                 }
+                Kind::Reset => {
+                    self.charge_failure(&picked, Failure::Reset);
+                    Stop::Again(error)
+                }
                 _ => {
                     self.charge_failure(&picked, Failure::BadResponse);
                     Stop::Again(error)

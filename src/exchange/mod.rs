@@ -222,10 +222,7 @@ impl Exchange {
     pub fn ended(&self, stage: Stage) -> Option<Error> {
         match self.slot.fired()? {
             Fired::ClientGone => Some(gone(stage)),
-            Fired::Deadline(wait) => {
-                self.tools.metrics.inc(Counter::timeouts(stage));
-                Some(timed_out(stage, wait))
-            }
+            Fired::Deadline(wait) => Some(timed_out(stage, wait)),
         }
     }
 

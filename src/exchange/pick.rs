@@ -191,13 +191,15 @@ fn no_instance(role: Role, all: usize, tried: usize) -> Error {
     } else {
         format!("no {role} instance is available")
     };
-    let stage = match kind_of {
-        Role::Encode => Stage::Encode,
-        Role::Prefill => Stage::Prefill,
-        Role::Decode | Role::Aggregated => Stage::DecodeHead,
+    // Whoever gives the answer and cannot be reached is a bad gateway (502). One that only works towards it
+    // is a service that is not there (503, with a Retry-After): nothing has been begun for this request.
+    let (stage, unreachable) = match kind_of {
+        Role::Encode => (Stage::Encode, Kind::NoInstance),
+        Role::Prefill => (Stage::Prefill, Kind::NoInstance),
+        Role::Decode | Role::Aggregated => (Stage::DecodeHead, Kind::ConnectFailed),
     };
     let kind = if tried > 0 {
-        Kind::ConnectFailed
+        unreachable
     } else {
         Kind::NoInstance
     };

@@ -9,6 +9,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -150,11 +151,7 @@ impl Exchange {
     }
 
     fn note_instance(&self, role: Role, picked: &Picked) {
-        let at = match role {
-            Role::Prefill | Role::Encode => &self.trace.prefill_at,
-            Role::Decode | Role::Aggregated => &self.trace.decode_at,
-        };
-        *at.borrow_mut() = Some(picked.instance().name.clone());
+        *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
         if picked.instance().load.read().requests <= 1 {
             // It was idle: its silence begins now.
             self.touch(picked);
@@ -183,16 +180,27 @@ impl Exchange {
         }
         self.unreachable(&picked, &why);
         tried.push(picked.instance().index);
-        self.tools.metrics.inc(Counter::retries(Retry::Connect));
-        self.trace.retried();
+        // Should nobody be left, the access line names the last one that was tried.
+        *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
         drop(picked);
-        self.pick_except(role, tried).map_err(|stop| match stop {
+        let next = self.pick_except(role, tried).map_err(|stop| match stop {
             Stop::Error(error) => Stop::Error(Error {
                 stage: leg.stage,
                 ..error
             }),
             other => other,
-        })
+        })?;
+        self.tools.metrics.inc(Counter::retries(Retry::Connect));
+        self.trace.retried();
+        Ok(next)
+    }
+
+    /// Where the trace notes who served this role.
+    fn place(&self, role: Role) -> &RefCell<Option<Arc<str>>> {
+        match role {
+            Role::Prefill | Role::Encode => &self.trace.prefill_at,
+            Role::Decode | Role::Aggregated => &self.trace.decode_at,
+        }
     }
 
     /// As [`Exchange::ended`], except that a connect deadline only ends the connect.

@@ -119,6 +119,11 @@ pub fn start(options: Options) -> io::Result<LogGuard> {
     Ok(guard)
 }
 
+/// Shows messages up to this level from now on. (Access lines stay as they were started.)
+pub fn set_level(level: Level) {
+    LEVEL.store(level as u8, Relaxed);
+}
+
 /// Whether a message of this level would be shown.
 #[inline]
 pub fn enabled(level: Level) -> bool {

@@ -44,7 +44,7 @@ labels! {
         Other = "other",
     }
 
-    /// Where a request is, for departures and timeouts.
+    /// Where a request is, for departures and errors.
     Stage {
         Head = "head",
         Body = "body",
@@ -52,6 +52,26 @@ labels! {
         Prefill = "prefill",
         DecodeHead = "decode_head",
         Stream = "stream",
+    }
+
+    /// What is being waited for; each wait has its own limit, error and counter. The word is also that of
+    /// the config (`timeouts.<word>`) and of messages.
+    Wait {
+        // The next request on a kept-alive connection.
+        KeepAlive = "keep_alive",
+        Head = "head",
+        Body = "body",
+        Connect = "connect",
+        Prefill = "prefill",
+        DecodeHead = "decode_head",
+        BetweenChunks = "between_chunks",
+        ClientWrite = "client_write",
+        // After an early answer, for the client to have read it.
+        Linger = "linger",
+        // The request's deadline as a whole.
+        Request = "request",
+        // What goes on upstream after the client has left, so that no KV is stranded.
+        Release = "release",
     }
 
     /// A measured part of a request's life. `Ttft` and `Total` count from the request's first byte.

@@ -22,8 +22,9 @@ mod table;
 mod tests;
 
 pub use label::{
-    Broken, Code, Direction, Endpoint, ErrorKind, Failure, Grant, Retry, Skip, Span, Stage,
+    Broken, Code, Direction, Endpoint, ErrorKind, Failure, Grant, Retry, Skip, Span, Stage, Wait,
 };
+pub use process::open_files;
 pub use scrape::Scrape;
 pub use shard::{Held, InstanceMetrics, ShardMetrics};
 pub use table::{Counter, Gauge, Histogram, InstanceCounter, InstanceHistogram, Sampled};
@@ -154,6 +155,14 @@ impl Metrics {
     /// The sum over all shards now.
     pub fn level(&self, gauge: Gauge) -> i64 {
         self.inner.gauge(gauge.cell())
+    }
+
+    /// The level of one shard now.
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    pub fn level_of(&self, shard: usize, gauge: Gauge) -> i64 {
+        self.inner.writers[shard].gauges[gauge.cell()].get() as i64
     }
 
     /// Observations counted by all shards so far.

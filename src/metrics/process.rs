@@ -9,17 +9,19 @@ pub(super) fn sample(scrape: &mut Scrape) {
     if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
         sample_stat(scrape, &stat);
     }
-    if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them is the directory that is being read.
-        scrape.add(
-            Sampled::OpenFiles,
-            &[],
-            open.count().saturating_sub(1) as f64,
-        );
+    if let Some(open) = open_files() {
+        scrape.add(Sampled::OpenFiles, &[], open as f64);
     }
     if let Some(limit) = files_max() {
         scrape.add(Sampled::MaxFiles, &[], limit);
     }
+}
+
+/// Descriptors open in this process now.
+pub fn open_files() -> Option<usize> {
+    // One of them is the directory that is being read.
+    let open = fs::read_dir("/proc/self/fd").ok()?;
+    Some(open.count().saturating_sub(1))
 }
 
 /// The fields after the process name, which is in parentheses and may itself hold spaces and `)`;

@@ -111,8 +111,8 @@ rows! {
         "pdrelay_request_errors_total", "Requests that ended in an error of this proxy, by kind.";
     retries(reason: Retry)
         "pdrelay_retries_total", "Calls to an instance that were made again, by what went wrong.";
-    timeouts(stage: Stage)
-        "pdrelay_timeouts_total", "Deadlines that passed, by stage.";
+    timeouts(wait: Wait)
+        "pdrelay_timeouts_total", "Limits of timeouts.* that passed, by which.";
     prefill_skipped(reason: Skip)
         "pdrelay_prefill_skipped_total", "Requests sent to decode without a prefill.";
     kv_grants(outcome: Grant)

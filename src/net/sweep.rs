@@ -17,58 +17,8 @@ pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
 /// No single wait is longer than this once the client has left.
 const AFTER_GONE_MAX: Duration = Duration::from_secs(10);
 
-/// What is being waited for; each wait has its own limit, error and counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wait {
-    /// The next request on a kept-alive connection.
-    KeepAlive,
-    Head,
-    Body,
-    Connect,
-    Prefill,
-    DecodeHead,
-    BetweenChunks,
-    ClientWrite,
-    /// After an early answer, for the client to have read it.
-    Linger,
-    /// The request's deadline as a whole.
-    Request,
-    /// What goes on upstream after the client has left, so that no KV is stranded.
-    Release,
-}
-
-impl Wait {
-    pub const ALL: [Wait; 11] = [
-        Wait::KeepAlive,
-        Wait::Head,
-        Wait::Body,
-        Wait::Connect,
-        Wait::Prefill,
-        Wait::DecodeHead,
-        Wait::BetweenChunks,
-        Wait::ClientWrite,
-        Wait::Linger,
-        Wait::Request,
-        Wait::Release,
-    ];
-
-    /// The word in metrics, messages and the config (`timeouts.<name>`).
-    pub const fn name(self) -> &'static str {
-        match self {
-            Wait::KeepAlive => "keep_alive",
-            Wait::Head => "head",
-            Wait::Body => "body",
-            Wait::Connect => "connect",
-            Wait::Prefill => "prefill",
-            Wait::DecodeHead => "decode_head",
-            Wait::BetweenChunks => "between_chunks",
-            Wait::ClientWrite => "client_write",
-            Wait::Linger => "linger",
-            Wait::Request => "request",
-            Wait::Release => "release",
-        }
-    }
-}
+/// What is being waited for. Also the `wait` label of metrics.
+pub use crate::metrics::Wait;
 
 /// Why a slot's operations were ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,19 +210,24 @@ impl Slot {
         }
     }
 
-    fn expire(&self, now: u64) {
+    /// Ends what has lasted too long, and says what that was.
+    fn expire(&self, now: u64) -> Option<Wait> {
         let client = self.client.get();
         if self.hangup.get() && client != NO_FD && hung_up(client) {
             self.hangup.set(false);
             self.fire(Fired::ClientGone);
         }
-        if self.deadline_ms.get() <= now {
+        let wait = if self.deadline_ms.get() <= now {
             self.deadline_ms.set(u64::MAX);
-            self.fire(Fired::Deadline(self.wait.get()));
+            self.wait.get()
         } else if self.request_ms.get() <= now {
             self.request_ms.set(u64::MAX);
-            self.fire(Fired::Deadline(Wait::Request));
-        }
+            Wait::Request
+        } else {
+            return None;
+        };
+        self.fire(Fired::Deadline(wait));
+        Some(wait)
     }
 }
 
@@ -333,14 +288,17 @@ impl Sweep {
 
     /// Fires what has expired and forgets what is gone. Time in which the shard stood still (a paused
     /// machine, a starved core) counts for nobody: what came in it has not been looked at yet.
-    pub fn run(&self) {
+    /// `passed` is told of every limit that has passed.
+    pub fn run(&self, mut passed: impl FnMut(Wait)) {
         let before = self.clock.coarse_ms();
         let now = self.clock.tick();
         let lost = (now - before).saturating_sub(2 * SWEEP_EVERY.as_millis() as u64);
         self.slots.borrow_mut().retain(|slot| match slot.upgrade() {
             Some(slot) => {
                 slot.postpone(lost);
-                slot.expire(now);
+                if let Some(wait) = slot.expire(now) {
+                    passed(wait);
+                }
                 true
             }
             None => false,

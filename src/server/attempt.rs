@@ -11,7 +11,7 @@ use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
 use crate::net::buffer::LITTLE;
-use crate::net::sweep::SWEEP_EVERY;
+use crate::net::sweep::{Fired, SWEEP_EVERY, Wait};
 use crate::wire::json::Object;
 use crate::wire::openai::Summary;
 
@@ -69,11 +69,15 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
         let Err(stop) = shard.shared.handshake.run(x, reply).await else {
             return Ok(());
         };
-        let open = !reply.committed && x.slot.fired().is_none();
-        if let Some(reason) = again(x, &stop).filter(|_| open && tries > 0)
+        let slow = too_slow(x, &stop);
+        let open = !reply.committed && (slow || x.slot.fired().is_none());
+        if let Some(reason) = again(x, &stop, slow).filter(|_| open && tries > 0)
             && x.tools.budget.spend(x.tools.sweep.clock.coarse_ms())
         {
             tries -= 1;
+            if slow {
+                x.slot.forgive();
+            }
             x.tools.metrics.inc(Counter::retries(reason));
             x.trace.retried();
             back_off(x, retry.max_retries - tries).await;
@@ -94,10 +98,21 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     }
 }
 
+/// One instance was too slow for its stage's limit, the request as a whole is not yet, and there is
+/// somebody else to ask. (The same one again would only be given twice the work.)
+fn too_slow(x: &Exchange, stop: &Stop) -> bool {
+    let stage_ended = matches!(
+        x.slot.fired(),
+        Some(Fired::Deadline(Wait::Prefill | Wait::DecodeHead))
+    );
+    stage_ended && matches!(stop, Stop::Error(e) if e.kind == Kind::Timeout) && anyone_new(x)
+}
+
 /// Might another try succeed? 4xx are answers, whoever gave them.
-fn again(x: &Exchange, stop: &Stop) -> Option<Retry> {
+fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
     let listed = &x.config.retry.retryable_status_codes;
     match stop {
+        Stop::Error(_) if slow => Some(Retry::Timeout),
         Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
         Stop::Again(_) => Some(Retry::Reset),
         Stop::Answer(a) if a.head.status >= 500 && listed.contains(&a.head.status) => {

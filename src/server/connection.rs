@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::exchange::request::Held;
 use crate::exchange::{Reply, Request, Trace};
 use crate::id;
@@ -258,9 +258,6 @@ impl Client {
         let metrics = &self.shard.tools.metrics;
         reply.keep_alive = false;
         metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));
-        if error.kind == Kind::ClientTimeout {
-            metrics.inc(Counter::timeouts(error.stage));
-        }
         metrics.inc(Counter::requests(endpoint, Code::of(error.kind.status())));
         let id = Some(&*line.id).filter(|id| !id.is_empty());
         let _ = reply.error(id, error).await;

@@ -35,7 +35,8 @@ async fn run(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     for role in roles {
         match open(x, role).await {
             // Nobody of this role can be reached; those of the next know as much.
-            Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => {}
+            Err(Stop::Error(error))
+                if matches!(error.kind, Kind::ConnectFailed | Kind::NoInstance) => {}
             opened => return reply.relay(x, opened?).await,
         }
     }

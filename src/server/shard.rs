@@ -207,7 +207,9 @@ async fn sweep(shard: Rc<Shard>) {
     };
     loop {
         monoio::time::sleep(SWEEP_EVERY).await;
-        tools.sweep.run();
+        tools
+            .sweep
+            .run(|wait| tools.metrics.inc(Counter::timeouts(wait)));
         if shard.draining() {
             // Those that came in last had one sweep's time to say what they want.
             tools.sweep.end_idle();

@@ -34,9 +34,11 @@ struct Limits {
     in_flight: Level,
     connections: Level,
     kv_releases: Level,
-    open_files_max: u64,
+    open_files: Level,
 }
 
+/// How far a limit is from being met. When it is: a 503 (in flight, body memory), a connection closed at
+/// once (connections, open files), a KV grant left to its lease (releases).
 #[derive(Serialize)]
 struct Level {
     now: usize,
@@ -47,6 +49,11 @@ struct Level {
 struct Shard {
     index: usize,
     driver: &'static str,
+    connections: i64,
+    in_flight: i64,
+    pool_idle: i64,
+    body_memory_bytes: Level,
+    kv_releases: Level,
 }
 
 #[derive(Serialize)]
@@ -89,14 +96,22 @@ fn list(cluster: &Cluster) -> Vec<Instance<'_>> {
 pub fn render(shared: &Shared) -> Vec<u8> {
     let cluster = shared.cluster.get();
     let config = shared.config.get();
-    let shards = shared
-        .drivers
-        .iter()
-        .enumerate()
-        .map(|(index, driver)| Shard {
+    let shards = shared.drivers.iter().enumerate().map(|(index, driver)| {
+        let level = |gauge| shared.metrics.level_of(index, gauge).max(0);
+        let within = |gauge, max| Level {
+            now: level(gauge) as usize,
+            max,
+        };
+        Shard {
             index,
             driver: driver.get().map_or("starting", |d| d.name()),
-        });
+            connections: level(Gauge::connections_open()),
+            in_flight: level(Gauge::requests_in_flight()),
+            pool_idle: level(Gauge::pool_idle()),
+            body_memory_bytes: within(Gauge::body_memory_bytes(), config.limits.body_memory_max),
+            kv_releases: within(Gauge::releases_pending(), config.limits.releases_max),
+        }
+    });
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: shared.started.elapsed().as_secs(),
@@ -121,7 +136,10 @@ pub fn render(shared: &Shared) -> Vec<u8> {
                 now: shared.metrics.level(Gauge::releases_pending()).max(0) as usize,
                 max: config.limits.releases_max * shared.shards.len(),
             },
-            open_files_max: shared.open_files_max,
+            open_files: Level {
+                now: crate::metrics::open_files().unwrap_or(0),
+                max: shared.open_files_max as usize,
+            },
         },
         shards: shards.collect(),
         instances: list(&cluster),

@@ -33,7 +33,7 @@ fn answers_that_came_meanwhile_are_taken() {
     }
     let page = serving.client().get("/metrics").text();
     assert!(
-        !page.contains("pdrelay_timeouts_total{stage=\"prefill\"} 1"),
+        !page.contains("pdrelay_timeouts_total{wait=\"prefill\"} 1"),
         "{page}"
     );
 }

@@ -85,7 +85,7 @@ fn engines_may_come_later() {
     let mut client = crate::support::Client::connect(([127, 0, 0, 1], port).into());
     assert_eq!(client.get("/health").status, 200);
     let response = client.post("/v1/completions", &crate::support::completion("x", ""));
-    assert_eq!(response.status, 502, "{}", response.text());
+    assert_eq!(response.status, 503, "{}", response.text());
     child.signal(libc::SIGTERM);
     assert_eq!(child.wait().code(), Some(143));
     assert!(child.err.text().contains("no.such.engine.invalid:1"));

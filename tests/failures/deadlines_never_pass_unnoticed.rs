@@ -1,5 +1,5 @@
 //! Each wait for an engine has its limit; passing it is a 504 that names the engine and the limit, counted
-//! for its stage. A connect that takes too long moves on to the next instance instead.
+//! as that limit. A connect that takes too long moves on to the next instance instead.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ fn quick(handshake: &str, p: usize, d: usize, change: fn(&mut Config)) -> Rig {
 }
 
 /// The stage answers nothing: 504 within the limit.
-fn silent(engine: usize, stage: &str, change: fn(&mut Config)) {
+fn silent(engine: usize, wait: &str, change: fn(&mut Config)) {
     let rig = quick("nixl", 1, 1, change);
     rig.sim.set_fault(engine, Some(Fault::HangBeforeHead));
     let mut client = rig.client();
@@ -37,7 +37,7 @@ fn silent(engine: usize, stage: &str, change: fn(&mut Config)) {
     let address = rig.sim.addresses()[engine].to_string();
     assert!(message.contains(&address), "{message}");
     assert_eq!(
-        rig.metric(&format!("pdrelay_timeouts_total{{stage=\"{stage}\"}}")),
+        rig.metric(&format!("pdrelay_timeouts_total{{wait=\"{wait}\"}}")),
         1.0
     );
     assert_eq!(failures(&rig, engine, "timeout"), 1.0);
@@ -45,7 +45,7 @@ fn silent(engine: usize, stage: &str, change: fn(&mut Config)) {
         rig.metric("pdrelay_request_errors_total{kind=\"timeout\"}"),
         1.0
     );
-    // Nothing was tried a second time, and the client's connection serves on.
+    // Nobody else is there to be asked, and the same one is not asked again; the client's connection serves on.
     assert_eq!(rig.posts(engine).len(), 1);
     rig.sim.set_fault(engine, None);
     assert_eq!(
@@ -67,8 +67,8 @@ fn a_silent_decode() {
 
 #[test]
 fn a_request_that_takes_too_long_as_a_whole() {
-    silent(0, "prefill", |c| c.timeouts.request = SHORT);
-    silent(1, "decode_head", |c| c.timeouts.request = SHORT);
+    silent(0, "request", |c| c.timeouts.request = SHORT);
+    silent(1, "request", |c| c.timeouts.request = SHORT);
 }
 
 /// P's head comes at once, its body never.
@@ -89,7 +89,7 @@ fn a_prefill_that_stops_within_its_answer() {
     assert_eq!((p.requests().len(), d.requests().len()), (1, 0));
     let page = client.get("/metrics").text();
     for line in [
-        "pdrelay_timeouts_total{stage=\"prefill\"} 1".to_owned(),
+        "pdrelay_timeouts_total{wait=\"prefill\"} 1".to_owned(),
         format!(
             "pdrelay_upstream_failures_total{{role=\"prefill\",instance=\"{}\",kind=\"timeout\"}} 1",
             p.address
@@ -113,7 +113,10 @@ fn a_silent_stream() {
     assert!(!text.contains("[DONE]"), "{text}");
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
     assert!(last.contains("timeouts.between_chunks"), "{last}");
-    assert_eq!(rig.metric("pdrelay_timeouts_total{stage=\"stream\"}"), 1.0);
+    assert_eq!(
+        rig.metric("pdrelay_timeouts_total{wait=\"between_chunks\"}"),
+        1.0
+    );
     assert_eq!(
         rig.metric("pdrelay_broken_streams_total{reason=\"timeout\"}"),
         1.0
@@ -220,7 +223,7 @@ fn nothing_but_black_holes_is_an_error_after_one_round() {
     let began = Instant::now();
     let response = ask(&rig);
     let took = began.elapsed();
-    assert_eq!(response.status, 502, "{}", response.text());
+    assert_eq!(response.status, 503, "{}", response.text());
     assert!(took >= 2 * SHORT && took < 2 * SHORT + LATE, "{took:?}");
     // The request's own limit counts while connecting, too.
     let rig = rig_with("sequential", engines(1, 1), |c| {

@@ -256,8 +256,8 @@ use What::*;
 pub const TABLE: &[Row] = &[
     // ---- the prefill leg ----------------------------------------------------------------------------
     row(Refuse, Prefill, [
-        In(gets(502, Error).blames(&[("connect", 1)]).retries(1).saved(1, 1)),
-        In(gets(502, Error).blames(&[("connect", 1)]).retries(1).saved(1, 1)),
+        In(gets(503, Error).blames(&[("connect", 1)]).saved(1, 1)),
+        In(gets(503, Error).blames(&[("connect", 1)]).saved(1, 1)),
         NO_P,
     ]),
     row(AcceptThenClose, Prefill, [
@@ -266,8 +266,8 @@ pub const TABLE: &[Row] = &[
         NO_P,
     ]),
     row(Hang, Prefill, [
-        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)])),
-        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)])),
+        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)]).saved(2, 1)),
+        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)]).saved(2, 1)),
         NO_P,
     ]),
     row(SlowHead, Prefill, [
@@ -296,13 +296,13 @@ pub const TABLE: &[Row] = &[
         NO_P,
     ]),
     row(HalfBody, Prefill, [
-        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("bad_response", 3)]).kv([0, 0, 3], [0, 0, 0]).saved(2, 1)),
-        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("bad_response", 3)]).saved(2, 1)),
+        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("reset", 3)]).kv([0, 0, 3], [0, 0, 0]).saved(2, 1)),
+        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("reset", 3)]).saved(2, 1)),
         NO_P,
     ]),
     row(Rst, Prefill, [
-        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("bad_response", 3)]).kv([0, 0, 3], [0, 0, 0]).saved(2, 1)),
-        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("bad_response", 3)]).saved(2, 1)),
+        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("reset", 3)]).kv([0, 0, 3], [0, 0, 0]).saved(2, 1)),
+        In(gets(502, Error).asked(3, 0).retries(2).blames(&[("reset", 3)]).saved(2, 1)),
         NO_P,
     ]),
     row(CleanEarlyEnd, Prefill, [
@@ -316,8 +316,8 @@ pub const TABLE: &[Row] = &[
         NO_P,
     ]),
     row(Stall, Prefill, [
-        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)]).kv([0, 0, 1], [0, 0, 0])),
-        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)])),
+        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)]).kv([0, 0, 1], [0, 0, 0]).saved(2, 1)),
+        In(gets(504, Error).asked(1, 0).blames(&[("timeout", 1)]).saved(2, 1)),
         NO_P,
     ]),
     never(SlowClient, Prefill, NO_READER),
@@ -330,9 +330,9 @@ pub const TABLE: &[Row] = &[
 
     // ---- the decode leg up to its head; for faults of the body the client asks for a whole answer -----
     row(Refuse, DecodeHead, [
-        In(gets(502, Error).asked(1, 0).retries(2).blames(&[("connect", 2)]).kv([0, 0, 1], [0, 0, 1]).saved(1, 1)),
-        In(gets(502, Error).asked(1, 0).retries(1).blames(&[("connect", 1)]).saved(1, 1)),
-        In(gets(502, Error).asked(0, 0).retries(1).blames(&[("connect", 1)]).saved(0, 1)),
+        In(gets(502, Error).asked(1, 0).blames(&[("connect", 2)]).kv([0, 0, 1], [0, 0, 1]).saved(1, 1)),
+        In(gets(502, Error).asked(1, 0).blames(&[("connect", 1)]).saved(1, 1)),
+        In(gets(502, Error).asked(0, 0).blames(&[("connect", 1)]).saved(0, 1)),
     ]),
     row(AcceptThenClose, DecodeHead, [
         In(gets(502, Error).asked(3, 0).retries(2).blames(&[("reset", 3)]).kv([0, 0, 3], [3, 0, 0]).saved(2, 1)),
@@ -340,9 +340,9 @@ pub const TABLE: &[Row] = &[
         In(gets(502, Error).asked(0, 0).retries(2).blames(&[("reset", 3)]).saved(0, 1)),
     ]),
     row(Hang, DecodeHead, [
-        In(gets(504, Error).asked(1, 1).blames(&[("timeout", 1)]).kv([0, 0, 1], [1, 0, 0])),
-        In(gets(504, Error).asked(1, 1).blames(&[("timeout", 1)])),
-        In(gets(504, Error).asked(0, 1).blames(&[("timeout", 1)])),
+        In(gets(504, Error).asked(1, 1).blames(&[("timeout", 1)]).kv([0, 0, 1], [1, 0, 0]).saved(2, 2)),
+        In(gets(504, Error).asked(1, 1).blames(&[("timeout", 1)]).saved(2, 2)),
+        In(gets(504, Error).asked(0, 1).blames(&[("timeout", 1)]).saved(0, 2)),
     ]),
     row(SlowHead, DecodeHead, [
         In(gets(200, Whole).asked(1, 1).kv([1, 0, 0], [1, 0, 0])),
