@@ -114,6 +114,7 @@ fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
             address: Address::tcp(address.ip().to_string(), address.port()),
             role: *role,
             weight: 1.0,
+            model: String::new(),
         });
     let cpus = args.cpus.as_ref().map(|list| list.0.clone());
     Config {

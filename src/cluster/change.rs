@@ -107,6 +107,7 @@ mod tests {
             address: Address::tcp("127.0.0.1", *port),
             role: *role,
             weight: *weight,
+            model: String::new(),
         };
         Config {
             instances: list.iter().map(one).collect(),
@@ -140,6 +141,7 @@ mod tests {
             address,
             role: Role::Decode,
             weight: 1.0,
+            model: String::new(),
         };
         let more = step(&less, Change::Add(one.clone())).unwrap();
         assert_eq!(more.instances.last().unwrap().index, 2);

@@ -323,6 +323,7 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
                             address,
                             role,
                             weight: 1.0,
+                            model: String::new(),
                         },
                         key,
                     ));

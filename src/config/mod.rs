@@ -37,8 +37,14 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The protocol between the stages: a name in `handshake::HANDSHAKES`. Default `sequential`.
     pub handshake: String,
+    /// Default `native`.
+    pub surface: Surface,
+    /// Default `decode`.
+    pub first_token_source: FirstTokenSource,
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
+    pub models: Models,
+    pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
     pub timeouts: Timeouts,
@@ -82,8 +88,82 @@ impl Role {
 pub struct InstanceConfig {
     pub address: Address,
     pub role: Role,
+    /// The model it serves. Empty: whatever it says of itself.
+    pub model: String,
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
+}
+
+impl InstanceConfig {
+    /// With the usual weight, serving whatever it serves.
+    pub fn new(address: Address, role: Role) -> InstanceConfig {
+        InstanceConfig {
+            address,
+            role,
+            model: String::new(),
+            weight: 1.0,
+        }
+    }
+}
+
+/// The HTTP face that clients and operators see: paths, own answers and error bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Surface {
+    /// pdrelay's own.
+    #[default]
+    Native,
+    /// That of xPyD-proxy 1.8.
+    Xpyd,
+}
+
+impl Surface {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Surface::Native => "native",
+            Surface::Xpyd => "xpyd",
+        }
+    }
+}
+
+/// Who makes the first token that the client sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstTokenSource {
+    #[default]
+    Decode,
+    /// P's one token is sent as soon as D has answered; D's own first token is dropped.
+    Prefill,
+}
+
+/// Several models behind one address.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Models {
+    /// A model that no instance serves is a 404. Off for a single-model list config, which takes any name.
+    pub strict: bool,
+    /// Policies of single models, by model name: for models that only aggregated instances serve. All
+    /// others have that of `scheduling`.
+    pub schedulers: std::collections::BTreeMap<String, String>,
+}
+
+/// From the start of the process to its first readiness.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Startup {
+    /// If no prefill and decode instance (or aggregated one) is healthy by then, the process ends with a
+    /// message. `None`: it waits for ever. Default: `None` (xPyD-proxy: 600 s).
+    pub wait_timeout: Option<Duration>,
+    /// How often instances are probed until then. Default 1 s.
+    pub probe_interval: Duration,
+    /// How often the log says who is healthy; `None`: never. Default: `None` (xPyD-proxy: 30 s).
+    pub heartbeat_interval: Option<Duration>,
+}
+
+impl Default for Startup {
+    fn default() -> Self {
+        Startup {
+            wait_timeout: None,
+            probe_interval: Duration::from_secs(1),
+            heartbeat_interval: None,
+        }
+    }
 }
 
 /// Which policy chooses among the instances of a stage: names in `policy::POLICIES`.
@@ -95,6 +175,10 @@ pub struct Scheduling {
     pub decode: String,
     /// How old a shard's reading of the others' load may be. 0 = read at each pick. Default 1 ms.
     pub load_view_max_age: Duration,
+    /// `consistent_hash` and `cache_aware`: points per instance on the ring. Default 160.
+    pub virtual_nodes: u32,
+    /// `cache_aware`: how many words of the prompt make the key. Default 256.
+    pub prefix_length: u32,
 }
 
 /// Every limit, its default, and what happens above it.
@@ -246,6 +330,10 @@ impl Default for Config {
             log_level: LogLevel::Info,
             handshake: "sequential".into(),
             instances: Vec::new(),
+            surface: Surface::default(),
+            first_token_source: FirstTokenSource::default(),
+            models: Models::default(),
+            startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -267,6 +355,8 @@ impl Default for Scheduling {
             prefill: "least_load".into(),
             decode: "least_load".into(),
             load_view_max_age: Duration::from_millis(1),
+            virtual_nodes: 160,
+            prefix_length: 256,
         }
     }
 }

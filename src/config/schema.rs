@@ -314,6 +314,7 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                         address,
                         role,
                         weight,
+                        model: String::new(),
                     };
                     draft.instances.push((instance, at.path.clone()));
                 }
@@ -414,6 +415,7 @@ fn read_topology(draft: &mut Draft, at: &mut At, role: Role) {
                 address,
                 role,
                 weight: 1.0,
+                model: String::new(),
             };
             let path = &at.path;
             draft
@@ -447,6 +449,7 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
             address,
             role,
             weight: item.weight.unwrap_or(1.0),
+            model: String::new(),
         };
         let twice = draft
             .instances

@@ -74,6 +74,7 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
             address,
             role,
             weight,
+            model: String::new(),
         }),
     }))
 }

@@ -226,6 +226,7 @@ fn an_engine_that_sips_gets_all_of_it() {
             address: Address::tcp("127.0.0.1", address.port()),
             role: Role::Aggregated,
             weight: 1.0,
+            model: String::new(),
         }];
     });
     let response = at(&server).post("/v1/chat/completions", &body);

@@ -283,6 +283,7 @@ pub fn proxy(fakes: &[&Fake], change: impl FnOnce(&mut Config)) -> Server {
         address: fake.address.clone(),
         role: Role::Aggregated,
         weight: 1.0,
+        model: String::new(),
     });
     let mut config = crate::support::config("aggregated", &[], &[]);
     config.instances = instances.collect();

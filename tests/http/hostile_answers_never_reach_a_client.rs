@@ -221,6 +221,7 @@ fn an_early_refusal_is_an_answer() {
             address: pdrelay::config::Address::tcp("127.0.0.1", address.port()),
             role: pdrelay::config::Role::Aggregated,
             weight: 1.0,
+            model: String::new(),
         }];
     });
     let mut client = at(&server);

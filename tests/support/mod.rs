@@ -95,6 +95,7 @@ pub fn config(handshake: &str, roles: &[Role], addresses: &[SocketAddr]) -> Conf
             address: Address::tcp(address.ip().to_string(), address.port()),
             role: *role,
             weight: 1.0,
+            model: String::new(),
         });
     let mut config = Config {
         host: "127.0.0.1".into(),
