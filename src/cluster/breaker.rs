@@ -13,7 +13,7 @@
 //! Pure but for its atomics: time and randomness are arguments. Times are milliseconds of one clock that
 //! all threads share (see [`now_ms`]). It recovers by itself: HalfOpen lets one request at a time through.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::config::CircuitBreaker;
 
@@ -40,6 +40,35 @@ impl State {
     }
 }
 
+/// When an open breaker's term ends, and in the lowest bit whether it was opened because nothing could be
+/// reached (then a health probe can close it).
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+const CLOSED: Word = Word(0);
+
+impl Word {
+    fn open(until_ms: u64, unreachable: bool) -> Word {
+        Word(until_ms << 1 | u64::from(unreachable))
+    }
+
+    fn until_ms(self) -> u64 {
+        self.0 >> 1
+    }
+
+    fn unreachable(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    fn state(self, now_ms: u64) -> State {
+        match self {
+            CLOSED => State::Closed,
+            word if now_ms < word.until_ms() => State::Open,
+            _ => State::HalfOpen,
+        }
+    }
+}
+
 /// Open for `ejection_initial`, doubling up to `ejection_max` while it keeps failing, plus up to a quarter
 /// of jitter, so that the shards of many proxies do not return together.
 pub struct Breaker {
@@ -49,12 +78,11 @@ pub struct Breaker {
     initial_ms: u64,
     max_ms: u64,
     window_ms: u64,
-    /// 0 = closed.
-    until_ms: AtomicU64,
+    /// What decides, in one word so that no thread sees half of a change: until when, and why
+    /// ([`Word`]). Whoever changes it does so from the word that it judged by.
+    word: AtomicU64,
     /// Times opened in a row.
     level: AtomicU32,
-    /// It was opened because nothing could be reached; then a health probe can close it.
-    unreachable: AtomicBool,
     failures: AtomicU32,
     window_began_ms: AtomicU64,
     successes: AtomicU32,
@@ -72,9 +100,8 @@ impl Breaker {
             initial_ms,
             max_ms: (config.ejection_max.as_millis() as u64).max(initial_ms),
             window_ms: config.window.as_millis() as u64,
-            until_ms: AtomicU64::new(0),
+            word: AtomicU64::new(CLOSED.0),
             level: AtomicU32::new(0),
-            unreachable: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             window_began_ms: AtomicU64::new(0),
             successes: AtomicU32::new(0),
@@ -82,44 +109,50 @@ impl Breaker {
         }
     }
 
+    fn word(&self) -> Word {
+        Word(self.word.load(Relaxed))
+    }
+
+    /// True if nobody else was first.
+    fn change(&self, seen: Word, to: Word) -> bool {
+        let word = &self.word;
+        word.compare_exchange(seen.0, to.0, Relaxed, Relaxed)
+            .is_ok()
+    }
+
     pub fn state(&self, now_ms: u64) -> State {
-        match self.until_ms.load(Relaxed) {
-            0 => State::Closed,
-            until if now_ms < until => State::Open,
-            _ => State::HalfOpen,
-        }
+        self.word().state(now_ms)
     }
 
     /// Claims the one trial: true for exactly one caller. A trial without an outcome does not shut the
     /// instance out for ever: after `ejection_initial` there is another.
     pub fn claim_trial(&self, now_ms: u64) -> bool {
-        let until = self.until_ms.load(Relaxed);
-        let next = now_ms + self.initial_ms;
-        until != 0
-            && until <= now_ms
-            && self
-                .until_ms
-                .compare_exchange(until, next, Relaxed, Relaxed)
-                .is_ok()
+        let seen = self.word();
+        let next = Word::open(now_ms + self.initial_ms, seen.unreachable());
+        seen.state(now_ms) == State::HalfOpen && self.change(seen, next)
     }
 
     /// It could not be reached. `jitter` in `[0, 1)`. True if this opened it.
     pub fn unreachable(&self, now_ms: u64, jitter: f64, trial: bool) -> bool {
-        if !self.enabled || (self.state(now_ms) == State::Open && !trial) {
+        let seen = self.word();
+        if !self.enabled || (seen.state(now_ms) == State::Open && !trial) {
             // Requests that were under way when it opened do not make it worse.
             return false;
         }
-        self.fell();
-        self.unreachable.store(true, Relaxed);
-        self.open(now_ms, jitter);
-        true
+        let opened = self.open(seen, true, now_ms, jitter);
+        if opened {
+            self.fell();
+        }
+        opened
     }
 
     /// It was reached, and failed: reset, timeout, garbage, 5xx. True if this opened it.
     pub fn failed(&self, now_ms: u64, jitter: f64, trial: bool) -> bool {
-        if !self.enabled || (self.state(now_ms) == State::Open && !trial) {
+        let seen = self.word();
+        if !self.enabled || (seen.state(now_ms) == State::Open && !trial) {
             return false;
         }
+        // Two that begin a window at once may count as one: the next failure makes up for it.
         let began = self.window_began_ms.load(Relaxed);
         if began == 0 || now_ms.saturating_sub(began) > self.window_ms {
             self.window_began_ms.store(now_ms, Relaxed);
@@ -129,48 +162,67 @@ impl Breaker {
         if !trial && failures < self.failure_threshold {
             return false;
         }
-        self.unreachable.store(false, Relaxed);
-        self.open(now_ms, jitter);
-        true
+        self.open(seen, false, now_ms, jitter)
     }
 
-    fn open(&self, now_ms: u64, jitter: f64) {
-        let level = self.level.fetch_add(1, Relaxed).min(20);
+    /// Of many that fail at once, one opens it: the term does not double with each.
+    fn open(&self, seen: Word, unreachable: bool, now_ms: u64, jitter: f64) -> bool {
+        let level = self.level.load(Relaxed).min(20);
         let term = self.initial_ms.saturating_mul(1 << level).min(self.max_ms);
         let term = term + (term as f64 * 0.25 * jitter) as u64;
+        if !self.change(seen, Word::open(now_ms + term, unreachable)) {
+            return false;
+        }
+        self.level.store(level + 1, Relaxed);
         self.failures.store(0, Relaxed);
         self.successes.store(0, Relaxed);
-        self.until_ms.store(now_ms + term, Relaxed);
+        true
     }
 
     /// It answered a request. True if this closed it.
     pub fn succeeded(&self, now_ms: u64, trial: bool) -> bool {
-        if self.until_ms.load(Relaxed) == 0 {
+        let seen = self.word();
+        if seen == CLOSED {
             return false;
         }
-        if self.unreachable.load(Relaxed) {
-            return self.close();
+        if seen.unreachable() {
+            return self.reached();
         }
         // Answers to requests from before it opened prove nothing.
         if !trial {
             return false;
         }
         if self.successes.fetch_add(1, Relaxed) + 1 >= self.success_threshold {
-            return self.close();
+            return self.change(seen, CLOSED) && self.closed();
         }
-        self.until_ms.store(now_ms.max(1), Relaxed);
+        // The next trial may go at once, unless the outcome of another one came first.
+        self.change(seen, Word::open(now_ms.max(1), false));
         false
     }
 
     /// Its health check passed: it can be reached. (It says nothing about failing requests.)
     pub fn probed(&self) -> bool {
-        self.until_ms.load(Relaxed) != 0 && self.unreachable.load(Relaxed) && self.close()
+        self.reached()
     }
 
-    fn close(&self) -> bool {
+    /// Closes it if it is open because nothing could be reached.
+    fn reached(&self) -> bool {
+        // Again as long as others change it: whoever claims a trial meanwhile is no reason to stay open.
+        loop {
+            let seen = self.word();
+            if !seen.unreachable() {
+                return false;
+            }
+            if self.change(seen, CLOSED) {
+                return self.closed();
+            }
+        }
+    }
+
+    fn closed(&self) -> bool {
         self.level.store(0, Relaxed);
         self.failures.store(0, Relaxed);
-        self.until_ms.swap(0, Relaxed) != 0
+        true
     }
 
     /// It may have been restarted since: what other instances knew of it is void.

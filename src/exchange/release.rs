@@ -175,13 +175,20 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
                 }
                 return true;
             }
-            // It refused before it took them; the next one may not.
-            Ok(_) if x.avoid.borrow().len() + 1 < x.cluster.role(Role::Decode).len() => {
-                x.avoid.borrow_mut().push(taker.index);
-            }
+            // It refused before it took them (and has been charged for it); another one may not.
+            Ok(_) if anyone_else(&x) => {}
             Ok(_) | Err(_) => return false,
         }
     }
+}
+
+/// Is there a D that has not refused?
+fn anyone_else(x: &Exchange) -> bool {
+    let avoided = x.avoid.borrow();
+    let decoders = x.cluster.role(Role::Decode).iter();
+    decoders
+        .filter(|d| !d.draining())
+        .any(|d| !avoided.contains(&d.index))
 }
 
 /// Hands the params to this D and ends it. Returns its status.

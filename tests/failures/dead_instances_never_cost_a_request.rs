@@ -142,3 +142,40 @@ fn all_of_a_role_dead_is_an_error_at_once() {
         assert_eq!(ask(&rig).status, 200);
     }
 }
+
+/// P dies while it works on one request and after it has handed another's KV over.
+#[test]
+fn a_prefill_that_dies_is_a_503_and_streams_go_on() {
+    let mut engines = engines(1, 1);
+    engines[0].timing.prefill_tokens_per_s = 100.0;
+    engines[1].timing.decode_tick = Duration::from_millis(20);
+    let rig = rig_with("nixl", engines, |c| c.health_check.enabled = false);
+    let mut streaming = rig.client();
+    let body = completion("short", r#","stream":true,"max_tokens":60"#);
+    streaming.send(crate::support::post_bytes(
+        "/v1/completions",
+        &body,
+        "connection: close\r\n",
+    ));
+    assert!(streaming.head().starts_with("HTTP/1.1 200"));
+    let mut waiting = rig.client();
+    let long = completion(&"word ".repeat(400), "");
+    waiting.send(crate::support::post_bytes("/v1/completions", &long, ""));
+    crate::support::eventually("P works", || rig.sim.open_requests(0) > 0);
+    rig.sim.kill(0);
+    let began = Instant::now();
+    for response in [waiting.response(), ask(&rig)] {
+        assert_eq!(response.status, 503, "{}", response.text());
+        assert!(response.header("retry-after").is_some());
+        let message = message(&response);
+        assert!(message.contains("prefill"), "{message}");
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    // What is left of the stream, to its end.
+    let rest = String::from_utf8_lossy(&streaming.to_end()).into_owned();
+    assert_eq!(rest.matches("\"text\"").count(), 60, "{rest}");
+}

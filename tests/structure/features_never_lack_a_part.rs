@@ -136,3 +136,21 @@ fn users_are_told_of_every_handshake_and_policy() {
         );
     }
 }
+
+/// The table at the head of `tests/suite.rs` is complete, and names files that are there.
+#[test]
+fn no_promise_lacks_its_tests() {
+    let table = read(Path::new("tests/suite.rs"));
+    for promise in 2..=10 {
+        let row = table
+            .lines()
+            .find(|line| line.starts_with(&format!("//! | {promise} ")))
+            .unwrap_or_else(|| panic!("promise {promise} has no row"));
+        let named: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for name in named {
+            let path = root().join("tests").join(name).with_extension("rs");
+            assert!(path.exists(), "{path:?}");
+        }
+    }
+}
