@@ -40,20 +40,30 @@ impl State {
     }
 }
 
-/// When an open breaker's term ends, and in the lowest bit whether it was opened because nothing could be
-/// reached (then a health probe can close it).
+/// When an open breaker's term ends, how many times it was opened in a row (up to 31), and whether that was
+/// because nothing could be reached (then a health probe can close it).
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word(u64);
 
 const CLOSED: Word = Word(0);
+const LEVEL_MAX: u64 = 31;
 
 impl Word {
-    fn open(until_ms: u64, unreachable: bool) -> Word {
-        Word(until_ms << 1 | u64::from(unreachable))
+    fn open(until_ms: u64, level: u64, unreachable: bool) -> Word {
+        Word(until_ms << 6 | level.min(LEVEL_MAX) << 1 | u64::from(unreachable))
+    }
+
+    /// The same, with another end.
+    fn until(self, until_ms: u64) -> Word {
+        Word::open(until_ms, self.level(), self.unreachable())
     }
 
     fn until_ms(self) -> u64 {
-        self.0 >> 1
+        self.0 >> 6
+    }
+
+    fn level(self) -> u64 {
+        self.0 >> 1 & LEVEL_MAX
     }
 
     fn unreachable(self) -> bool {
@@ -78,11 +88,9 @@ pub struct Breaker {
     initial_ms: u64,
     max_ms: u64,
     window_ms: u64,
-    /// What decides, in one word so that no thread sees half of a change: until when, and why
-    /// ([`Word`]). Whoever changes it does so from the word that it judged by.
+    /// What decides, in one [`Word`], so that no thread sees half of a change. Whoever changes it does so
+    /// from the word that it judged by.
     word: AtomicU64,
-    /// Times opened in a row.
-    level: AtomicU32,
     failures: AtomicU32,
     window_began_ms: AtomicU64,
     successes: AtomicU32,
@@ -101,7 +109,6 @@ impl Breaker {
             max_ms: (config.ejection_max.as_millis() as u64).max(initial_ms),
             window_ms: config.window.as_millis() as u64,
             word: AtomicU64::new(CLOSED.0),
-            level: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             window_began_ms: AtomicU64::new(0),
             successes: AtomicU32::new(0),
@@ -128,8 +135,8 @@ impl Breaker {
     /// instance out for ever: after `ejection_initial` there is another.
     pub fn claim_trial(&self, now_ms: u64) -> bool {
         let seen = self.word();
-        let next = Word::open(now_ms + self.initial_ms, seen.unreachable());
-        seen.state(now_ms) == State::HalfOpen && self.change(seen, next)
+        let next = now_ms + self.initial_ms;
+        seen.state(now_ms) == State::HalfOpen && self.change(seen, seen.until(next))
     }
 
     /// It could not be reached. `jitter` in `[0, 1)`. True if this opened it.
@@ -167,13 +174,12 @@ impl Breaker {
 
     /// Of many that fail at once, one opens it: the term does not double with each.
     fn open(&self, seen: Word, unreachable: bool, now_ms: u64, jitter: f64) -> bool {
-        let level = self.level.load(Relaxed).min(20);
+        let level = seen.level();
         let term = self.initial_ms.saturating_mul(1 << level).min(self.max_ms);
         let term = term + (term as f64 * 0.25 * jitter) as u64;
-        if !self.change(seen, Word::open(now_ms + term, unreachable)) {
+        if !self.change(seen, Word::open(now_ms + term, level + 1, unreachable)) {
             return false;
         }
-        self.level.store(level + 1, Relaxed);
         self.failures.store(0, Relaxed);
         self.successes.store(0, Relaxed);
         true
@@ -193,10 +199,10 @@ impl Breaker {
             return false;
         }
         if self.successes.fetch_add(1, Relaxed) + 1 >= self.success_threshold {
-            return self.change(seen, CLOSED) && self.closed();
+            return self.close(seen);
         }
         // The next trial may go at once, unless the outcome of another one came first.
-        self.change(seen, Word::open(now_ms.max(1), false));
+        self.change(seen, seen.until(now_ms.max(1)));
         false
     }
 
@@ -213,16 +219,18 @@ impl Breaker {
             if !seen.unreachable() {
                 return false;
             }
-            if self.change(seen, CLOSED) {
-                return self.closed();
+            if self.close(seen) {
+                return true;
             }
         }
     }
 
-    fn closed(&self) -> bool {
-        self.level.store(0, Relaxed);
-        self.failures.store(0, Relaxed);
-        true
+    fn close(&self, seen: Word) -> bool {
+        let closed = self.change(seen, CLOSED);
+        if closed {
+            self.failures.store(0, Relaxed);
+        }
+        closed
     }
 
     /// It may have been restarted since: what other instances knew of it is void.

@@ -26,7 +26,8 @@ impl Address {
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.starts_with('/') {
+            // It stands in log lines and metrics: nothing in it may end a line.
+            return if path.starts_with('/') && !path.contains(char::is_control) {
                 Ok(Address::Unix(PathBuf::from(path)))
             } else {
                 Err(format!(
@@ -35,9 +36,11 @@ impl Address {
             };
         }
         let (host, port) = split(text)?;
-        let number: u32 = port
-            .parse()
-            .map_err(|_| format!("Invalid port in instance {text}: '{port}' is not a number"))?;
+        // `parse` alone would also read a sign.
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        let number = port.parse::<u32>().ok().filter(|_| digits);
+        let number = number
+            .ok_or_else(|| format!("Invalid port in instance {text}: '{port}' is not a number"))?;
         if !(1..=65_535).contains(&number) {
             return Err(format!(
                 "Port out of range in instance {text}: use 1 to 65535"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::load::{Overrides, Source, load};
-use super::super::{Config, LogLevel, Role, Secret};
+use super::super::{Address, Config, LogLevel, Role, Secret};
 use super::{KNOWN, PD, addresses, bad, good, odd, read, read_with, refused};
 
 #[test]
@@ -155,6 +155,21 @@ fn instances_are_ordered_by_role_and_then_as_written() {
          x.yaml:1: instances[1]: an instance needs 'address'\n\
          x.yaml:1: instances[2]: instances[2] must be {address, role}, got str"
     );
+}
+
+/// Signs, which `parse` takes for part of a number, and what would end a log line.
+#[test]
+fn addresses_hold_nothing_odd() {
+    for text in [
+        "h:+80",
+        "h:-80",
+        "unix:/a\nb",
+        "unix:/a\rb",
+        "unix:/a\u{7f}b",
+    ] {
+        assert!(Address::parse(text).is_err(), "{text:?}");
+    }
+    assert_eq!(Address::parse("h:080"), Ok(Address::tcp("h", 80)));
 }
 
 #[test]
