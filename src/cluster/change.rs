@@ -56,8 +56,9 @@ impl Cluster {
                     .store(drain, Ordering::Relaxed);
             }
             Change::Remove(role, address) => {
+                // Not marked: until the new list is published (which may wait for DNS) it is the list, and
+                // afterwards nobody picks from the old one.
                 let gone = self.known(*role, address)?;
-                gone.draining.store(true, Ordering::Relaxed);
                 instances.retain(|one| one.index != gone.index);
                 // The same address may be listed twice (legacy lists); then its series live on.
                 if !instances
@@ -98,6 +99,30 @@ pub fn between(old: &Config, new: &Config) -> Vec<Change> {
     removals.chain(changes).collect()
 }
 
+/// What of these changes is still to be done. Added by hand before, or removed by hand: then that part of
+/// the file is already so. (Added by hand with another weight: the file's counts.)
+pub fn against(cluster: &Cluster, changes: Vec<Change>) -> Vec<Change> {
+    let mut left = Vec::with_capacity(changes.len());
+    for change in changes {
+        match &change {
+            Change::Remove(role, address) if cluster.find(*role, address).is_none() => continue,
+            Change::Add(one) => {
+                let removal = Change::Remove(one.role, one.address.clone());
+                let listed = cluster.find(one.role, &one.address);
+                if let Some(listed) = listed.filter(|_| !left.contains(&removal)) {
+                    if listed.weight == one.weight {
+                        continue;
+                    }
+                    left.push(removal);
+                }
+            }
+            _ => {}
+        }
+        left.push(change);
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +151,27 @@ mod tests {
         assert!(steps[..2].contains(&removed(2)) && steps[..2].contains(&removed(3)));
         assert!(matches!(&steps[2], Change::Add(one) if one.weight == 2.0));
         assert!(between(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn what_was_done_by_hand_is_no_obstacle_to_the_file() {
+        use Role::Decode;
+        let metrics = Metrics::new(1);
+        let cluster = |list| Cluster::from_config(&config(list), &metrics);
+        let old = config(&[(Decode, 1, 1.0), (Decode, 2, 1.0)]);
+        let new = config(&[(Decode, 1, 2.0), (Decode, 3, 1.0)]);
+        let steps = |cluster: &Cluster| against(cluster, between(&old, &new));
+        // As the old file says: 1 and 2 go, 1 and 3 come.
+        assert_eq!(
+            steps(&cluster(&[(Decode, 1, 1.0), (Decode, 2, 1.0)])).len(),
+            4
+        );
+        // 2 is gone and 3 is there.
+        let left = steps(&cluster(&[(Decode, 1, 1.0), (Decode, 3, 1.0)]));
+        assert!(matches!(&left[..], [Change::Remove(..), Change::Add(one)] if one.weight == 2.0));
+        // 3 is there with another weight.
+        let left = steps(&cluster(&[(Decode, 1, 1.0), (Decode, 3, 5.0)]));
+        assert_eq!(left.len(), 4);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::wire::head::{Framing, ResponseHead};
 use crate::wire::json::{Edit, Object};
 use crate::wire::openai;
 
-use super::send::{Leg, Opened};
+use super::send::{Handover, Leg, Opened};
 use super::{Exchange, Picked, Stop};
 
 /// A whole answer of one stage.
@@ -81,16 +81,17 @@ impl Exchange {
         let mut opened = self.send(picked, &leg).await?;
         self.trace.decode_head.set(Some(began.elapsed()));
         if let Some(grant) = &leg.grant {
-            let first = !self
-                .tools
-                .met
-                .warm(&grant.prefill, opened.picked.instance());
-            opened.handover = Some((grant.prefill.clone(), first));
+            let decode = opened.picked.instance();
+            opened.handover = Some(Handover {
+                prefill: grant.prefill.clone(),
+                starts: (grant.prefill_starts, decode.starts()),
+                first: !self.tools.met.warm(&grant.prefill, decode),
+            });
         }
         let retryable = &self.config.retry.retryable_status_codes;
         if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
             // Read in full, so that another instance can be tried, or else this be the answer.
-            let answer = self.read_answer(opened, &leg, began).await?;
+            let answer = Box::pin(self.read_answer(opened, &leg, began)).await?;
             return Err(Stop::Answer(Box::new(answer)));
         }
         Ok(opened)

@@ -19,6 +19,8 @@ pub struct Grant {
     spent: Cell<bool>,
     /// Who holds the blocks.
     pub prefill: Arc<Instance>,
+    /// Its starts ([`Instance::starts`]) when it granted them.
+    pub prefill_starts: u64,
     request: Rc<Request>,
     tools: Rc<Tools>,
 }
@@ -32,6 +34,7 @@ impl Grant {
                 params: params.to_vec(),
                 spent: Cell::new(false),
                 prefill: answer.instance.clone(),
+                prefill_starts: answer.instance.starts(),
                 request: x.request(),
                 tools: x.tools.clone(),
             }),
@@ -65,6 +68,7 @@ impl Drop for Grant {
             self.tools.releases.push(Release {
                 params: std::mem::take(&mut self.params),
                 prefill: self.prefill.clone(),
+                prefill_starts: self.prefill_starts,
                 request: self.request.clone(),
             });
         }

@@ -33,9 +33,11 @@ impl Exchange {
         self.pick_except(role, &[])
     }
 
-    /// Chooses one that is not among `tried` (by index).
+    /// Chooses one that is not among `tried` (by index). From the list as it is now: every engine of the
+    /// list that this request began with may have been replaced since.
     pub fn pick_except(&self, role: Role, tried: &[usize]) -> Result<Picked, Stop> {
-        let instances = self.cluster.role(role);
+        let cluster = self.tools.cluster.get();
+        let instances = cluster.role(role);
         let now = now_ms();
         let mut candidates = self.tools.candidates.borrow_mut();
         // In order of preference: those in good standing; then whoever is not tried, ejected or not.

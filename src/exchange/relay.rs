@@ -173,7 +173,7 @@ impl Relay {
 impl Opened {
     /// Is this D taking KV from a P that it has never met, without a sign yet that it has?
     fn fetching(&self) -> bool {
-        let first_contact = self.handover.as_ref().is_some_and(|(_, first)| *first);
+        let first_contact = self.handover.as_ref().is_some_and(|h| h.first);
         first_contact && self.head.status < 300 && self.bytes.len() <= self.head_len
     }
 
@@ -184,8 +184,8 @@ impl Opened {
         self.head_len = 0;
         if rest {
             // What is known of the hand-over stays known: a body byte has come.
-            if let Some((_, first)) = &mut self.handover {
-                *first = false;
+            if let Some(handover) = &mut self.handover {
+                handover.first = false;
             }
         }
     }
@@ -200,8 +200,10 @@ impl Opened {
         x.slot.arm(Wait::Release, x.config.timeouts.release);
         let buf = x.tools.buffers.lend(CHUNK);
         let (result, buf) = self.lease.stream.read(buf).await;
-        if let (Ok(1..), Some((prefill, _))) = (&result, &self.handover) {
-            x.tools.met.note(prefill, self.picked.instance());
+        if let (Ok(1..), Some(h)) = (&result, &self.handover) {
+            x.tools
+                .met
+                .note(&h.prefill, self.picked.instance(), h.starts);
         }
         x.tools.buffers.give(buf);
         x.slot.disarm();
@@ -211,43 +213,52 @@ impl Opened {
 
 impl Reply {
     /// Gives the client the opened answer: status, end-to-end head fields, and every body byte.
-    pub async fn relay(&mut self, x: &Exchange, mut opened: Opened) -> Result<(), Stop> {
-        let stage = opened.stage;
-        if let Err(stop) = x.still_wanted(stage) {
-            opened.first_byte(x).await;
-            return Err(stop);
+    // An async fn holds what it is given by value twice; a stream may rest in here for hours.
+    #[allow(clippy::manual_async_fn)]
+    pub fn relay(
+        &mut self,
+        x: &Exchange,
+        mut opened: Opened,
+    ) -> impl Future<Output = Result<(), Stop>> {
+        async move {
+            let stage = opened.stage;
+            if let Err(stop) = x.still_wanted(stage) {
+                Box::pin(opened.first_byte(x)).await;
+                return Err(stop);
+            }
+            let began = Instant::now();
+            let event_stream = opened.head.is_event_stream(opened.head_bytes());
+            let mut relay = Relay::new(opened.framing, self.http11, event_stream);
+            let first = self.first_write(x, &opened, &mut relay)?;
+            x.trace.stage.set(Stage::Stream);
+            x.trace.ttft.set(Some(x.trace.started.elapsed()));
+            x.let_go();
+            let (result, back) = self.write(first).await;
+            self.tools.buffers.give(back);
+            opened.let_go(&self.tools.buffers);
+            if result.is_err() {
+                let stop = self.client_lost(x, &relay);
+                Box::pin(opened.first_byte(x)).await;
+                return Err(stop);
+            }
+            let end = self.pump(x, &opened, &mut relay).await;
+            x.trace.stream.set(Some(began.elapsed()));
+            end?;
+            if let Some(h) = &opened.handover {
+                let decode = opened.picked.instance();
+                x.tools.met.note(&h.prefill, decode, h.starts);
+            }
+            let Opened {
+                lease,
+                head,
+                framing,
+                ..
+            } = opened;
+            if head.reusable(framing) && !relay.excess && self.slot.fired().is_none() {
+                lease.finish(self.tools.sweep.clock.coarse_ms());
+            }
+            Ok(())
         }
-        let began = Instant::now();
-        let event_stream = opened.head.is_event_stream(opened.head_bytes());
-        let mut relay = Relay::new(opened.framing, self.http11, event_stream);
-        let first = self.first_write(x, &opened, &mut relay)?;
-        x.trace.stage.set(Stage::Stream);
-        x.trace.ttft.set(Some(x.trace.started.elapsed()));
-        x.let_go();
-        let (result, back) = self.write(first).await;
-        self.tools.buffers.give(back);
-        opened.let_go(&self.tools.buffers);
-        if result.is_err() {
-            let stop = self.client_lost(x, &relay);
-            opened.first_byte(x).await;
-            return Err(stop);
-        }
-        let end = self.pump(x, &opened, &mut relay).await;
-        x.trace.stream.set(Some(began.elapsed()));
-        end?;
-        if let Some((prefill, _)) = &opened.handover {
-            x.tools.met.note(prefill, opened.picked.instance());
-        }
-        let Opened {
-            lease,
-            head,
-            framing,
-            ..
-        } = opened;
-        if head.reusable(framing) && !relay.excess && self.slot.fired().is_none() {
-            lease.finish(self.tools.sweep.clock.coarse_ms());
-        }
-        Ok(())
     }
 
     /// The head, and with it whatever of the body has already arrived.
@@ -310,7 +321,7 @@ impl Reply {
                 .observe(Histogram::chunk_gap(), now - last);
             last = now;
             if self.slot.fired().is_some() {
-                break Err(self.ended_by_us(x, opened, relay).await);
+                break Err(Box::pin(self.ended_by_us(x, opened, relay)).await);
             }
             let step = match result {
                 Ok(0) => match relay.close() {
@@ -336,7 +347,7 @@ impl Reply {
                 }
                 Ok(Step::Other(bytes)) => self.write(bytes).await.0,
                 Err((kind, why, what)) => {
-                    break Err(self.broken(x, opened, relay, kind, why, what).await);
+                    break Err(Box::pin(self.broken(x, opened, relay, kind, why, what)).await);
                 }
             };
             self.chunks += 1;

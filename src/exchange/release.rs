@@ -34,6 +34,8 @@ use crate::wire::openai::{self, KV_PARAMS};
 pub struct Release {
     pub params: Vec<u8>,
     pub prefill: Arc<Instance>,
+    /// As in the [`Grant`](super::grant::Grant).
+    pub prefill_starts: u64,
     pub request: Rc<Request>,
 }
 
@@ -108,8 +110,9 @@ impl Met {
         elsewhere
     }
 
-    pub fn note(&self, prefill: &Instance, decode: &Instance) {
-        let starts = (prefill.starts(), decode.starts());
+    /// `starts` of both: of P when it granted, of D when it answered. (Either may be another process by the
+    /// time that the stream has ended.)
+    pub fn note(&self, prefill: &Instance, decode: &Instance, starts: (u64, u64)) {
         let pair = (prefill.index, decode.index);
         // Written once per pair and start, read per request.
         if self.0.borrow().get(&pair) != Some(&starts) {
@@ -168,10 +171,11 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
         };
         let taker = decode.instance().clone();
         let warm = tools.met.warm(&release.prefill, &taker);
+        let starts = (release.prefill_starts, taker.starts());
         match deliver(&x, decode, &release.params, warm).await {
             Ok(status) if status < 500 => {
                 if status < 300 && !warm {
-                    tools.met.note(&release.prefill, &taker);
+                    tools.met.note(&release.prefill, &taker, starts);
                 }
                 return true;
             }
@@ -209,6 +213,7 @@ async fn deliver(
     }
     leg.edits.push(Edit::Set(KV_PARAMS, params.to_vec().into()));
     leg.plain_answer = true;
+    leg.once = true;
     if warm {
         let opened = x.send(decode, &leg).await?;
         return Ok(opened.head.status);

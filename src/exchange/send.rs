@@ -40,14 +40,17 @@ pub struct Leg {
     pub verbatim: bool,
     /// The answer will be read by us: it must not come compressed.
     pub plain_answer: bool,
-    /// The answer brings a grant: when the client leaves, P is half-closed and read on for a while.
+    /// The answer brings a grant: when the client leaves, P is read on, and after a while half-closed.
     pub brings_grant: bool,
     /// Params that are spent by handing a byte to the instance.
     pub grant: Option<Grant>,
+    /// It carries params without owning their grant (a release): a byte handed over spends them all the same.
+    pub once: bool,
 }
 
-/// How long a half-closed P may take to answer after all.
-const HALF_CLOSED_MAX: Duration = Duration::from_secs(2);
+/// How long a P whose client has left may go on before it is half-closed, and then take to answer after
+/// all. This is also the most of its time that a departed client can cost.
+const LET_FINISH_MAX: Duration = Duration::from_secs(2);
 
 impl Leg {
     pub fn new(stage: Stage) -> Leg {
@@ -58,6 +61,7 @@ impl Leg {
             plain_answer: false,
             brings_grant: false,
             grant: None,
+            once: false,
         }
     }
 
@@ -86,8 +90,17 @@ pub struct Opened {
     pub head_len: usize,
     pub framing: Framing,
     pub stage: Stage,
-    /// Whose KV this D is fetching, and whether the two have never met before.
-    pub handover: Option<(Arc<Instance>, bool)>,
+    /// Whose KV this D is fetching.
+    pub handover: Option<Handover>,
+}
+
+/// A decode instance takes KV from a prefill instance.
+pub struct Handover {
+    pub prefill: Arc<Instance>,
+    /// Of P when it granted, of D when it answered.
+    pub starts: (u64, u64),
+    /// The two have never met before, and there is no sign yet that they have now.
+    pub first: bool,
 }
 
 impl Opened {
@@ -345,7 +358,7 @@ impl Exchange {
             Some(grant) if !self.tools.met.warm(&grant.prefill, picked.instance()) => {
                 OnGone::Finish(release)
             }
-            None if leg.brings_grant => OnGone::HalfClose(release.min(HALF_CLOSED_MAX)),
+            None if leg.brings_grant => OnGone::LetFinish(release.min(LET_FINISH_MAX)),
             _ => OnGone::Cut,
         }
     }
@@ -522,8 +535,9 @@ enum ReadFailed {
     Bad(&'static str),
 }
 
+/// May the instance have read params that must not be read twice? To be asked after a try.
 fn spent(leg: &Leg) -> bool {
-    leg.grant.as_ref().is_some_and(Grant::spent)
+    leg.once || leg.grant.as_ref().is_some_and(Grant::spent)
 }
 
 /// A unix socket has no host; engines only need the field to be there.

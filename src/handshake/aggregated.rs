@@ -29,6 +29,7 @@ impl Handshake for Aggregated {
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let engine = x.pick(Role::Aggregated)?;
-    let stream = x.open(engine, Leg::new(Stage::DecodeHead)).await?;
+    // Boxed: a stream rests in the relay, and should not be as large as what came before.
+    let stream = Box::pin(x.open(engine, Leg::new(Stage::DecodeHead))).await?;
     reply.relay(x, stream).await
 }

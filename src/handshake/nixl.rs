@@ -46,9 +46,10 @@ impl Handshake for Nixl {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let grant = prefill(x).await?;
+    // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
+    let grant = Box::pin(prefill(x)).await?;
     let decode = x.pick(Role::Decode)?;
-    let stream = x.open(decode, decode_leg(grant)).await?;
+    let stream = Box::pin(x.open(decode, decode_leg(grant))).await?;
     reply.relay(x, stream).await
 }
 

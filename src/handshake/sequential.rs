@@ -33,9 +33,10 @@ impl Handshake for Sequential {
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     if !x.skip_prefill() {
         let prefill = x.pick(Role::Prefill)?;
-        x.call(prefill, x.prefill_leg()).await?;
+        // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
+        Box::pin(x.call(prefill, x.prefill_leg())).await?;
     }
     let decode = x.pick(Role::Decode)?;
-    let stream = x.open(decode, Leg::new(Stage::DecodeHead)).await?;
+    let stream = Box::pin(x.open(decode, Leg::new(Stage::DecodeHead))).await?;
     reply.relay(x, stream).await
 }

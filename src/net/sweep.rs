@@ -32,9 +32,11 @@ pub enum Fired {
 pub enum OnGone {
     /// It ends at once.
     Cut,
-    /// We say that we have finished sending, and read on for this long: a prefill instance that is near
-    /// its end answers, and its KV can then be released; one that is not aborts.
-    HalfClose(Duration),
+    /// It is read on for this long; then we say that we have finished sending, and read on for as long
+    /// again. A prefill instance that learns of the end just as it finishes cannot abort any more, nor
+    /// does it say where its KV is: nobody could release that. So one that is near its end is let finish,
+    /// and one that is not (a long prompt, a queue) aborts.
+    LetFinish(Duration),
     /// It goes on for this long: a decode instance that is fetching KV from an instance it has never met
     /// must come to its first byte, or the blocks stay pinned.
     Finish(Duration),
@@ -187,11 +189,9 @@ impl Slot {
             return;
         }
         match (why, self.on_gone.get()) {
-            (Fired::ClientGone, OnGone::HalfClose(limit)) => {
-                finish_writing(upstream);
+            (Fired::ClientGone, OnGone::LetFinish(limit) | OnGone::Finish(limit)) => {
                 self.arm(Wait::Release, limit);
             }
-            (Fired::ClientGone, OnGone::Finish(limit)) => self.arm(Wait::Release, limit),
             _ => shutdown_now(upstream),
         }
     }
@@ -210,6 +210,22 @@ impl Slot {
         }
     }
 
+    /// The time in which a departed client's prefill may finish undisturbed is over: P may now abort it.
+    fn half_close(&self) -> bool {
+        let upstream = self.upstream.get();
+        match (self.fired.get(), self.wait.get(), self.on_gone.get()) {
+            (Some(Fired::ClientGone), Wait::Release, OnGone::LetFinish(limit))
+                if upstream != NO_FD =>
+            {
+                finish_writing(upstream);
+                self.when_gone(OnGone::Finish(limit));
+                self.arm(Wait::Release, limit);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Ends what has lasted too long, and says what that was.
     fn expire(&self, now: u64) -> Option<Wait> {
         let client = self.client.get();
@@ -218,6 +234,9 @@ impl Slot {
             self.fire(Fired::ClientGone);
         }
         let wait = if self.deadline_ms.get() <= now {
+            if self.half_close() {
+                return None;
+            }
             self.deadline_ms.set(u64::MAX);
             self.wait.get()
         } else if self.request_ms.get() <= now {

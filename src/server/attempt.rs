@@ -22,7 +22,7 @@ use super::shard::Shard;
 /// Answers one generate request.
 pub async fn generate(
     shard: &Rc<Shard>,
-    mut request: Request,
+    mut request: Box<Request>,
     trace: Trace,
     reply: &mut Reply,
     endpoint: Endpoint,
@@ -42,7 +42,7 @@ pub async fn generate(
         // Its next request is a stream away: no need to hold room for it.
         reply.inbox.read_ahead(LITTLE);
     }
-    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
+    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
     let result = run(shard, &x, reply).await;
     let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
@@ -80,7 +80,8 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             }
             x.tools.metrics.inc(Counter::retries(reason));
             x.trace.retried();
-            back_off(x, retry.max_retries - tries).await;
+            // Boxed, as all that few requests come to: a stream that rests should be small.
+            Box::pin(back_off(x, retry.max_retries - tries)).await;
             continue;
         }
         if open && decode_only(x, &stop) {
@@ -89,7 +90,7 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
         }
         return match stop {
             // An instance's own words, with its own status.
-            Stop::Answer(answer) => match reply.answer(x, &answer).await {
+            Stop::Answer(answer) => match Box::pin(reply.answer(x, &answer)).await {
                 Ok(()) => Ok(()),
                 Err(_) => Err(gone(x.trace.stage.get())),
             },
@@ -137,12 +138,12 @@ fn decode_only(x: &Exchange, stop: &Stop) -> bool {
 /// Is there an instance of the failed one's role that has not failed this request?
 fn anyone_new(x: &Exchange) -> bool {
     let avoided = x.avoid.borrow();
-    let failed = avoided
-        .last()
-        .and_then(|i| x.cluster.instances.iter().find(|o| o.index == *i));
+    // It may have been picked from a newer list than the one the request began with.
+    let now = x.tools.cluster.get();
+    let mut known = x.cluster.instances.iter().chain(&now.instances);
+    let failed = avoided.last().and_then(|i| known.find(|o| o.index == *i));
     failed.is_some_and(|failed| {
-        x.cluster
-            .role(failed.role)
+        now.role(failed.role)
             .iter()
             .any(|one| !avoided.contains(&one.index))
     })
@@ -195,7 +196,7 @@ pub async fn settle(
         reply.keep_alive = false;
         return log::End::Broken(error.kind.name());
     }
-    match reply.error(Some(id), &error).await {
+    match Box::pin(reply.error(Some(id), &error)).await {
         Ok(()) => log::End::Error(error.kind.name()),
         Err(_) => log::End::ClientGone,
     }

@@ -104,7 +104,8 @@ impl Client {
                 }
                 Err(NoRequest::Closed) => return,
                 Err(NoRequest::Refused(error)) => {
-                    self.refuse(&mut reply, &error, Endpoint::Other, None).await;
+                    let refusal = self.refuse(&mut reply, &error, Endpoint::Other, None);
+                    Box::pin(refusal).await;
                     break;
                 }
             }
@@ -134,8 +135,8 @@ impl Client {
             Ok(memory) => memory,
             Err(error) => {
                 reply.keep_alive = false;
-                self.refuse(reply, &error, endpoint(route), Some(&arrived))
-                    .await;
+                let refusal = self.refuse(reply, &error, endpoint(route), Some(&arrived));
+                Box::pin(refusal).await;
                 return false;
             }
         };
@@ -151,8 +152,8 @@ impl Client {
                 Err(NoRequest::Closed) => return false,
                 Err(NoRequest::Refused(error)) => {
                     reply.keep_alive = false;
-                    self.refuse(reply, &error, endpoint(route), Some(&arrived))
-                        .await;
+                    let refusal = self.refuse(reply, &error, endpoint(route), Some(&arrived));
+                    Box::pin(refusal).await;
                     return false;
                 }
             }
@@ -184,7 +185,7 @@ impl Client {
         decoded: Option<Vec<u8>>,
         early: bool,
         held: Held,
-    ) -> (Request, Trace) {
+    ) -> (Box<Request>, Trace) {
         let Arrived {
             head,
             head_len,
@@ -199,7 +200,8 @@ impl Client {
         let trace = Trace::new(started);
         trace.body.set(Some(started.elapsed()));
         let request = Request::new(head, bytes, head_len, decoded, id, self.peer, held);
-        (request, trace)
+        // Boxed: what an async fn is given by value it holds twice, for as long as it runs.
+        (Box::new(request), trace)
     }
 
     /// The client's own, or a new one.
@@ -210,7 +212,7 @@ impl Client {
         }
     }
 
-    async fn answer(&self, request: Request, trace: Trace, route: Route, reply: &mut Reply) {
+    async fn answer(&self, request: Box<Request>, trace: Trace, route: Route, reply: &mut Reply) {
         let metrics = self.shard.tools.metrics.clone();
         metrics.add(Counter::bytes(Direction::In), request.body().len() as u64);
         let mut line = self.line(&request);

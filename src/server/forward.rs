@@ -16,11 +16,11 @@ const ROLES: [Role; 3] = [Role::Prefill, Role::Aggregated, Role::Decode];
 
 pub async fn forward(
     shard: &Rc<Shard>,
-    request: Request,
+    request: Box<Request>,
     trace: Trace,
     reply: &mut Reply,
 ) -> Outcome {
-    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
+    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
     let result = run(&x, reply).await;
     let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)

@@ -21,17 +21,7 @@ impl Server {
         new.handshake.clone_from(&old.handshake);
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
-        let changes = change::between(&old, &new);
-        // Added by hand before, or removed by hand: then that part of the file is already so.
-        let cluster = shared.cluster.get();
-        let listed = |role, address: &_| cluster.role(role).iter().any(|i| i.address == *address);
-        let changes: Vec<_> = changes
-            .into_iter()
-            .filter(|change| match change {
-                change::Change::Remove(role, address) => listed(*role, address),
-                _ => true,
-            })
-            .collect();
+        let changes = change::against(&shared.cluster.get(), change::between(&old, &new));
         admin::apply(shared, &changes).map_err(|refused| format!("{refused:?}"))?;
         let count = changes.len();
         shared.config.publish(new);

@@ -146,6 +146,34 @@ fn before_the_request_is_complete() {
     assert_eq!(rig.metric("pdrelay_panics_total"), 0.0);
 }
 
+/// A P that learns of the end just as it finishes keeps its KV for its whole lease, and nobody knows where:
+/// so a prefill may end within `timeouts.release` (2 s at most), and its grant is released; then it is cut.
+#[test]
+fn a_prefill_may_come_to_its_end() {
+    let rig = quiet("nixl", engines(1, 1), |c| c.timeouts.release = ms(500));
+    for how in [Leave::Close, Leave::Half, Leave::Reset] {
+        let mut client = rig.client();
+        let body = completion("near its end", r#","stream":true"#);
+        let slow = "x-sim-fault-prefill: slow-head:300\r\n";
+        client.send(post_bytes("/v1/completions", &body, slow));
+        eventually("P is at it", || rig.sim.open_requests(0) == 1);
+        drop(leave(client, how));
+        eventually("P has finished", || rig.sim.open_requests(0) == 0);
+    }
+    let released = "pdrelay_kv_grants_total{outcome=\"released\"}";
+    eventually("its KV is released", || rig.metric(released) == 3.0);
+
+    let mut client = rig.client();
+    let body = completion("far from its end", r#","stream":true"#);
+    let hangs = "x-sim-fault-prefill: hang-before-head\r\n";
+    client.send(post_bytes("/v1/completions", &body, hangs));
+    eventually("P is at it", || rig.sim.open_requests(0) == 1);
+    drop(client);
+    let took = time_until("P is told", || rig.sim.open_requests(0) == 0);
+    assert!(took > ms(400) && took < ms(2000), "{took:?}");
+    nobody_left(&rig);
+}
+
 /// Many at once, at random moments: all counts come back to zero.
 #[test]
 fn crowds_leave_nothing_behind() {

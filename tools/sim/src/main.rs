@@ -56,6 +56,9 @@ struct Cli {
     stagger: bool,
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
+    /// KV is handed over between several pdsim: believe params that name engines of other processes
+    #[arg(long)]
+    kv_elsewhere: bool,
     /// How long KV that nobody fetches is held
     #[arg(long, default_value_t = 30.0)]
     lease_s: f64,
@@ -114,6 +117,7 @@ impl Cli {
             } else {
                 KvMode::Nixl
             },
+            kv_elsewhere: self.kv_elsewhere,
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),
             keep_alive: (self.keep_alive_s > 0.0)

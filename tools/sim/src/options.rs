@@ -89,6 +89,9 @@ pub struct EngineOptions {
     pub max_model_len: u32,
     pub timing: Timing,
     pub kv: KvMode,
+    /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
+    /// of the right form are taken at their word.
+    pub kv_elsewhere: bool,
     /// `Authorization: Bearer <key>` is needed under `/v1`.
     pub require_key: Option<String>,
     pub strict: Strict,
@@ -121,6 +124,7 @@ impl EngineOptions {
             } else {
                 KvMode::Nixl
             },
+            kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),
             load_failure: LoadFailure::Fail,

@@ -166,6 +166,7 @@ impl Job {
         let shared = engine.shared();
         let found = match source {
             Source::Unusable => Fetch::Dead,
+            Source::Elsewhere => Fetch::Loaded { right: true },
             Source::Grant(grant) => {
                 let request = shared
                     .options

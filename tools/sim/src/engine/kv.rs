@@ -27,6 +27,8 @@ pub(crate) enum KvAsk {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Source {
     Grant(GrantName),
+    /// A grant of another process, believed.
+    Elsewhere,
     /// Nothing can be read with these params.
     Unusable,
 }
@@ -108,6 +110,10 @@ pub(crate) fn read(world: &World, me: usize, object: &[u8]) -> Result<KvAsk, Api
 }
 
 fn source(world: &World, me: usize, params: &Params) -> Source {
+    let texts = [params.engine, params.request, params.host];
+    if world.engines[me].options.kv_elsewhere && texts.iter().all(|t| t.is_some_and(is_string)) {
+        return Source::Elsewhere;
+    }
     match named(world, params) {
         Ok(grant) => Source::Grant(grant),
         Err(why) => {
