@@ -1,89 +1,18 @@
-"""What goes wrong in practice, on real engines: odd requests, clients that leave, engines that die.
+"""What goes wrong in practice, on real engines: odd requests. (Clients that leave and engines that die: failures.py.)
 
-usage: hard_cases.py RELAY SINGLE PREFILL DECODE [requests] [clients] [engines]     base URLs; default: all three parts
+usage: hard_cases.py RELAY SINGLE     base URLs
 
-requests  the relay's answer must be the single server's: status, error, text, token ids, logprobs, usage
-clients   a client leaves during prefill, decode, a stream: engines stop, and P's KV blocks are free again at once
-engines   kills p0 and d0 of engines.sh and starts them again
-Standard library only. env: NAME=tiny BLOCKS=256 (KV blocks of P)
+The relay's answer must be the single server's: status, error, text, token ids, logprobs, usage.
+Standard library only. env: NAME=tiny
 """
 
-import http.client
 import json
-import os
-import pathlib
-import random
 import re
-import socket
-import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
 
-RELAY, SINGLE, PREFILL, DECODE = [url.rstrip("/") for url in sys.argv[1:5]]
-PARTS = sys.argv[5:] or ["requests", "clients", "engines"]
-MODEL = os.environ.get("NAME", "tiny")
-ENGINES = pathlib.Path(__file__).with_name("engines.sh")
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-pick = random.Random(time.time_ns())
-wrong = []
+from forwarder import CHAT, COMPLETIONS, chat, completion, expect, ids, post, words, wrong
 
-
-def expect(name, right, seen=""):
-    print(f"  {'ok ' if right else 'BAD'} {name}{': ' if seen != '' else ''}{seen}", flush=True)
-    if not right:
-        wrong.append(name)
-
-
-def place(base):
-    url = urllib.parse.urlsplit(base)
-    return url.hostname, url.port
-
-
-def post(base, path, body, timeout=120):
-    connection = http.client.HTTPConnection(*place(base), timeout=timeout)
-    try:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request("POST", path, raw, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def metric(base, pattern):
-    text = urllib.request.urlopen(base + "/metrics", timeout=20).read().decode()
-    return sum(float(v) for v in re.findall(r"^" + pattern + r"(?:\{[^}]*\})? (\S+)$", text, re.M))
-
-
-def until(seconds, condition):
-    """Waits for the condition; gives how long it took, or None."""
-    began = time.time()
-    while time.time() - began < seconds:
-        if condition():
-            return time.time() - began
-        time.sleep(0.05)
-    return None
-
-
-def words(count=40):
-    return " ".join(f"w{pick.randrange(10**6)}" for _ in range(count))
-
-
-def ids(count):
-    return [pick.randrange(10, 2000) for _ in range(count)]
-
-
-def completion(**more):
-    return {"model": MODEL, "prompt": words(), "temperature": 0, "max_tokens": 8, "ignore_eos": True, **more}
-
-
-def chat(**more):
-    return {"model": MODEL, "messages": [{"role": "user", "content": words()}], "temperature": 0, "max_tokens": 8, "ignore_eos": True, **more}
-
-
-# --- requests ---------------------------------------------------------------------------------------------------------
+RELAY, SINGLE = [url.rstrip("/") for url in sys.argv[1:3]]
 
 UNSTEADY = {"id", "created", "kv_transfer_params", "prompt_tokens_details", "system_fingerprint", "input"}
 
@@ -189,148 +118,11 @@ def odd_requests():
     yield "max_tokens twice", COMPLETIONS, (body[:-1] + ', "max_tokens": 3}').encode()
 
 
-def requests():
-    for name, path, body in odd_requests():
-        seen, right = post(RELAY, path, body), post(SINGLE, path, body)
-        same = seen[0] == right[0] and meaning(seen[1]) == meaning(right[1])
-        expect(name, same, seen[0])
-        if not same:
-            print(f"      relay  {str(meaning(seen[1]))[:400]}\n      single {right[0]} {str(meaning(right[1]))[:400]}")
-
-
-# --- clients ----------------------------------------------------------------------------------------------------------
-
-
-class Client:
-    """A raw connection, to leave when and how one likes."""
-
-    def __init__(self, path, body):
-        self.socket = socket.create_connection(place(RELAY), timeout=60)
-        raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-        self.socket.sendall(head.encode() + raw)
-        self.seen = b""
-
-    def read(self, events):
-        while self.seen.count(b"data: ") < events:
-            self.more()
-        return self
-
-    def more(self):
-        piece = self.socket.recv(65536)
-        self.seen += piece
-        return piece
-
-    def rest(self):
-        """All until the end; True if the connection broke off instead of ending the answer."""
-        try:
-            while self.more():
-                pass
-        except ConnectionError:
-            return True
-        return not self.seen.endswith(b"0\r\n\r\n")
-
-    def leave(self, reset=False):
-        if reset:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.socket.close()
-
-
-def running(base):
-    return metric(base, "vllm:num_requests_running") + metric(base, "vllm:num_requests_waiting")
-
-
-def blocks_held():
-    """KV blocks in use at P. A small request of its own makes the engine publish the number."""
-    post(PREFILL, COMPLETIONS, {"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
-    time.sleep(0.2)
-    return round(metric(PREFILL, "vllm:kv_cache_usage_perc") * int(os.environ.get("BLOCKS", 256)))
-
-
-def nothing_left(name):
-    stopped = until(10, lambda: not running(DECODE) and not running(PREFILL))
-    freed = until(10, lambda: blocks_held() == 0)
-    expect(name, stopped is not None and freed is not None,
-           f"engines idle after {'never' if stopped is None else f'{stopped:.2f} s'}, P's blocks free after {'never' if freed is None else f'{freed:.2f} s'}")
-
-
-def clients():
-    endless = {"max_tokens": 3000, "stream": True}
-    post(RELAY, COMPLETIONS, completion())  # the pair has met
-    if until(40, lambda: blocks_held() == 0) is None:
-        expect("P holds no blocks before", False)
-    for reset in (False, True):
-        how = "RST" if reset else "FIN"
-        for after in (0.0, 0.02, 0.1, 0.3):
-            client = Client(COMPLETIONS, completion(prompt=ids(4000), max_tokens=90, stream=True))
-            time.sleep(after)
-            client.leave(reset)
-            nothing_left(f"left {after} s after a long prompt by {how}")
-        client = Client(CHAT, chat(**endless)).read(5)
-        client.leave(reset)
-        nothing_left(f"left a stream by {how}")
-        client = Client(COMPLETIONS, completion(max_tokens=3000))
-        until(5, lambda: running(DECODE))
-        client.leave(reset)
-        nothing_left(f"left before the whole answer by {how}")
-    many = [Client(CHAT, chat(**endless)) for _ in range(12)]
-    for client in many[::2]:
-        client.read(3)
-    for client in many:
-        client.leave()
-    nothing_left("twelve left at once")
-
-
-# --- engines ----------------------------------------------------------------------------------------------------------
-
-
-def engines_do(*words):
-    subprocess.run([ENGINES, *words], check=True)
-
-
-def same_text():
-    body = completion()
-    seen, right = post(RELAY, COMPLETIONS, body), post(SINGLE, COMPLETIONS, body)
-    return seen[0] == 200 and meaning(seen[1]) == meaning(right[1])
-
-
-def fails_well(name):
-    began = time.time()
-    status, data = post(RELAY, COMPLETIONS, completion())
-    error = json.loads(data).get("error") or {}
-    expect(name, status in (502, 503) and bool(error.get("message")), f"{status} after {time.time() - began:.2f} s, {error}")
-
-
-def serves_again(name):
-    took = until(60, lambda: post(RELAY, COMPLETIONS, completion())[0] == 200)
-    expect(f"{name} is back: served again", took is not None, f"after {took or 0:.1f} s")
-    expect(f"{name} is back: the same text", same_text())
-
-
-def engines():
-    post(RELAY, COMPLETIONS, completion())
-    waiting = Client(COMPLETIONS, completion(max_tokens=3500))
-    client = Client(CHAT, chat(max_tokens=3500, stream=True)).read(5)
-    engines_do("crash", "d0")
-    broken, last = client.rest(), client.seen.strip().split(b"data: ")[-1]
-    expect("D dies in a stream: an error event, and the connection broken", broken and b'"error"' in last, last[:200])
-    waiting.rest()
-    expect("D dies before its answer: an error", b" 502 " in waiting.seen[:20] or b" 503 " in waiting.seen[:20], waiting.seen[-160:])
-    fails_well("without D")
-    engines_do("up", "d0")
-    client = Client(COMPLETIONS, completion(prompt=ids(3000), stream=True))
-    time.sleep(0.3)
-    client.leave()
-    nothing_left("left on the first contact")
-    serves_again("D")
-    engines_do("crash", "p0")
-    fails_well("without P")
-    fails_well("without P, again")
-    engines_do("up", "p0")
-    serves_again("P")
-
-
-for part in PARTS:
-    {"requests": requests, "clients": clients, "engines": engines}[part]()
-print(f"  {', '.join(PARTS)}: {'all as it should be' if not wrong else 'WRONG: ' + '; '.join(wrong)}")
+for name, path, body in odd_requests():
+    seen, right = post(RELAY, path, body), post(SINGLE, path, body)
+    same = seen[0] == right[0] and meaning(seen[1]) == meaning(right[1])
+    expect(name, same, seen[0])
+    if not same:
+        print(f"      relay  {str(meaning(seen[1]))[:400]}\n      single {right[0]} {str(meaning(right[1]))[:400]}")
+print(f"  odd requests: {'all as it should be' if not wrong else 'WRONG: ' + '; '.join(wrong)}")
 sys.exit(bool(wrong))

@@ -6,6 +6,7 @@ RT=${RT:-$LAB/rt} # logs, pids and results of a run
 ENGINE_VENV=${ENGINE_VENV:-$LAB/venv-vllm}
 CLIENT=${CLIENT:-$LAB/vllm-bench-lite}
 CLIENT_PY=$CLIENT/venv/bin/python
+export PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$LAB" "$RT"
 
 # The first Python 3.10 to 3.13 that really runs (a version manager's shim may not).
