@@ -158,7 +158,8 @@ impl Instance {
         Some(self.found_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
-    fn note_found(&self, health: Health) {
+    /// It was asked, and this came of it.
+    pub fn note_found(&self, health: Health) {
         self.found.store(health as u8, Ordering::Relaxed);
         self.found_ms
             .store(breaker::now_ms().max(1), Ordering::Relaxed);

@@ -173,6 +173,9 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
             continue;
         }
         failures = health::round(&instance, &check, failures).await;
+        if let Some(server) = alive(&shared).filter(|_| failures == 0) {
+            server.backends.note(&server.cluster.get());
+        }
         // While it is down, look more often: it should serve within 2 s of its first good answer.
         let soon = every.min(health::EVERY_WHILE_DOWN);
         monoio::time::sleep(if failures > 0 { soon } else { every }).await;

@@ -97,38 +97,30 @@ async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         let what = format!("The model '{model}' does not exist");
         return Err(Error::new(Kind::NotFound, Stage::DecodeHead, what).into());
     }
-    let nobody = || {
-        Error::new(
-            Kind::NoInstance,
-            Stage::DecodeHead,
-            "no instance is available",
-        )
-    };
-    let mut last = Stop::Error(nobody());
-    for role in ROLES {
-        let Some(picked) = first(x, role, serves) else {
-            continue;
-        };
+    let nobody = "no instance is available";
+    let mut last = Error::new(Kind::NoInstance, Stage::DecodeHead, nobody);
+    let mut tried = Vec::new();
+    while let Some(picked) = first(x, &tried, serves) {
+        tried.push(picked.instance().index);
         let mut leg = Leg::new(Stage::DecodeHead);
         leg.verbatim = true;
+        leg.alone = true;
         match x.open(picked, leg).await {
             Ok(opened) => return reply.relay(x, opened).await,
-            Err(Stop::Error(error))
-                if matches!(error.kind, Kind::ConnectFailed | Kind::NoInstance) =>
-            {
-                last = Stop::Error(error);
-            }
+            Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => last = error,
             Err(stop) => return Err(stop),
         }
+        x.trace.retried();
     }
-    Err(last)
+    Err(last.into())
 }
 
-/// The first of this role that would be picked now, in configured order.
-fn first(x: &Exchange, role: Role, serves: impl Fn(&Instance) -> bool) -> Option<Picked> {
+/// The first that would be picked now and has not been tried: by role, in configured order.
+fn first(x: &Exchange, tried: &[usize], serves: impl Fn(&Instance) -> bool) -> Option<Picked> {
     let now = now_ms();
-    for one in x.cluster.role(role) {
-        if one.draining() || !one.in_standing(now) || !serves(one) {
+    for one in ROLES.iter().flat_map(|role| x.cluster.role(*role)) {
+        let out = one.draining() || !one.in_standing(now);
+        if out || tried.contains(&one.index) || !serves(one) {
             continue;
         }
         let trial = one.breaker.state(now) == State::HalfOpen;

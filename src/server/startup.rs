@@ -31,6 +31,13 @@ impl Backends {
         self.seen.load(Ordering::Relaxed)
     }
 
+    /// Takes note if they are there. Asked after each good probe, so that no short time is missed.
+    pub fn note(&self, cluster: &Cluster) {
+        if !self.seen() && cluster.complete() {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
     }
@@ -75,8 +82,7 @@ pub fn probe_every(config: &Config, seen: bool) -> Duration {
 /// Waits for the first readiness; fails if it does not come in time.
 pub async fn watch(shared: Arc<Shared>) {
     loop {
-        if shared.cluster.get().complete() {
-            shared.backends.seen.store(true, Ordering::Relaxed);
+        if shared.backends.seen() {
             return;
         }
         let config = shared.config.get();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cluster::change::{Change, Refused};
-use crate::cluster::{Cluster, Instance, fetch, resolve};
+use crate::cluster::{Cluster, Health, Instance, fetch, resolve};
 use crate::config::{Address, Config, InstanceConfig, Role};
 use crate::exchange::Request;
 use crate::exchange::shape::{self, BAD, SERVER};
@@ -147,6 +147,12 @@ pub async fn add(shared: &Shared, place: Place) -> Said {
     match admin::apply(shared, &[Change::Add(one)]) {
         Ok(()) => {
             log::warning(|| format!("admin: {} {name} is added", role.name()));
+            // It has just answered: until its first probe it is not as good as gone.
+            let cluster = shared.cluster.get();
+            if let Some(one) = cluster.instances.iter().find(|one| *one.name == *name) {
+                one.note_found(Health::Healthy);
+            }
+            shared.backends.note(&cluster);
             message(format!("Added {name} to {}_instances.", role.name()))
         }
         Err(_) => bad("Instance already exists"),
