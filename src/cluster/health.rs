@@ -18,7 +18,8 @@ const FAILURES: u32 = 2;
 /// How often an instance is probed while it is down, at least.
 pub const EVERY_WHILE_DOWN: Duration = Duration::from_secs(1);
 
-/// One probe and what follows from it: for the instance's standing only where checks are on. Takes and returns the number of failures in a row.
+/// One probe and what follows from it: for the instance's standing only where checks are on. Takes and
+/// returns the number of failures in a row.
 pub async fn round(instance: &Instance, check: &HealthCheck, failures: u32) -> u32 {
     let why = match monoio::time::timeout(check.timeout, probe(instance, &check.path)).await {
         Ok(Ok(())) => {

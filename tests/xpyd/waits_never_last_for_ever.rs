@@ -9,7 +9,9 @@ use crate::support::{Rig, engines, rig_with};
 
 fn told(rig: &Rig) -> mpsc::Receiver<()> {
     let (tell, told) = mpsc::channel();
-    rig.server.on_failure(move || drop(tell.send(())));
+    rig.server.on_failure(move || {
+        let _ = tell.send(());
+    });
     told
 }
 
