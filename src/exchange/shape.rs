@@ -130,6 +130,18 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_model_is_no_unknown_path() {
+        let what = "The model 'x' does not exist";
+        let error = Error::new(Kind::NotFound, Stage::Body, what);
+        let said = String::from_utf8(body(Surface::Xpyd, &error)).unwrap();
+        assert_eq!(
+            said,
+            r#"{"error":{"message":"The model 'x' does not exist","type":"invalid_request_error","code":null}}"#
+        );
+        assert_eq!(no_path(Surface::Xpyd), br#"{"detail":"Not Found"}"#);
+    }
+
+    #[test]
     fn a_bad_gateway_says_both_the_old_words_and_the_reason() {
         let text = body(Surface::Xpyd, &Error::new(Kind::Reset, Stage::Body, "gone"));
         assert_eq!(

@@ -72,6 +72,16 @@ fn mistakes_are_told() {
         say("/instances/remove", &place("decode", "127.0.0.1:1")),
         (404, object("Instance not found", BAD))
     );
+    assert_eq!(
+        say("/instances/remove", &place("decode", "nothing")),
+        (404, object("Instance not found", BAD))
+    );
+    for body in [r#"{"type":"decode"}"#, r#"{"type":"decode","instance":5}"#] {
+        assert_eq!(
+            say("/instances/remove", body),
+            (400, object("Invalid instance", BAD))
+        );
+    }
     let message = format!("Instance '{d}' has role 'decode', not 'prefill'.");
     assert_eq!(
         say("/instances/remove", &place("prefill", &d)),

@@ -63,18 +63,41 @@ pub fn authorize(request: &Request, config: &Config) -> Result<(), Said> {
     }
 }
 
-/// `{"type":"decode","instance":"10.0.0.3:8200"}`, and for a removal `"timeout_seconds":60`.
-pub fn read(body: &[u8]) -> Result<(Place, Value), Said> {
+/// `{"type":"decode","instance":"10.0.0.3:8200"}`
+pub fn addition(body: &[u8]) -> Result<Place, Said> {
+    let (role, value) = role(body)?;
+    let text = value.get("instance").and_then(Value::as_str);
+    let address = address(text.unwrap_or_default())?;
+    Ok(Place { role, address })
+}
+
+/// The same, and perhaps `"timeout_seconds":60`.
+pub fn removal(body: &[u8]) -> Result<Removal, Said> {
+    let (role, value) = role(body)?;
+    let text = value.get("instance").and_then(Value::as_str);
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Err(bad("Invalid instance"));
+    };
+    let limit = limit(&value)?;
+    // What is no address is not in the list.
+    let address = Address::parse(text).map_err(|_| not_found())?;
+    let place = Place { role, address };
+    Ok(Removal { place, limit })
+}
+
+fn role(body: &[u8]) -> Result<(Role, Value), Said> {
     let value: Value = serde_json::from_slice(body).map_err(|e| bad(&e.to_string()))?;
-    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
-    let role = match text("type") {
-        "prefill" => Role::Prefill,
-        "decode" => Role::Decode,
-        "aggregated" | "dual" => Role::Aggregated,
+    let role = match value.get("type").and_then(Value::as_str) {
+        Some("prefill") => Role::Prefill,
+        Some("decode") => Role::Decode,
+        Some("aggregated" | "dual") => Role::Aggregated,
         _ => return Err(bad("Invalid instance type")),
     };
-    let address = address(text("instance"))?;
-    Ok((Place { role, address }, value))
+    Ok((role, value))
+}
+
+fn not_found() -> Said {
+    (404, shape::object("Instance not found", BAD))
 }
 
 /// The original takes IPv4 and `localhost` only; names and `[v6]:port` are good here as well.
@@ -85,17 +108,16 @@ fn address(text: &str) -> Result<Address, Said> {
     if host.contains(':') && !host.starts_with('[') {
         return Err(bad("Invalid instance format"));
     }
-    if port.parse::<u16>().map_or(true, |port| port == 0) {
-        return Err(bad("Invalid port number"));
-    }
-    match Address::parse(text) {
-        Ok(address @ Address::Tcp { .. }) => Ok(address),
+    let port: Result<i64, _> = port.parse();
+    match (port, Address::parse(text)) {
+        (Ok(port), _) if !(1..=65_535).contains(&port) => Err(bad("Invalid port number")),
+        (Ok(_), Ok(address @ Address::Tcp { .. })) => Ok(address),
         _ => Err(bad("Invalid instance address")),
     }
 }
 
 /// How long a removal may wait.
-pub fn limit(body: &Value) -> Result<Duration, Said> {
+fn limit(body: &Value) -> Result<Duration, Said> {
     let seconds = match body.get("timeout_seconds") {
         None => Some(60.0),
         Some(value) => value.as_f64(),
@@ -200,7 +222,7 @@ pub async fn remove(shared: &Shared, removal: Removal) -> Said {
     let going: Vec<_> = named.iter().filter(|one| one.role == role).collect();
     if going.is_empty() {
         return match named.first() {
-            None => (404, shape::object("Instance not found", BAD)),
+            None => not_found(),
             Some(other) => bad(&format!(
                 "Instance '{name}' has role '{}', not '{}'.",
                 other.role.name(),
@@ -248,7 +270,7 @@ mod tests {
     use super::*;
 
     fn refused(body: &str) -> String {
-        let (status, body) = read(body.as_bytes()).unwrap_err();
+        let (status, body) = addition(body.as_bytes()).unwrap_err();
         assert_eq!(status, 400);
         let value: Value = serde_json::from_slice(&body).unwrap();
         value["error"]["message"].as_str().unwrap().to_owned()
@@ -290,7 +312,7 @@ mod tests {
             ),
             (
                 r#"{"type":"decode","instance":"10.0.0.1:x"}"#,
-                "Invalid port number",
+                "Invalid instance address",
             ),
             (
                 r#"{"type":"decode","instance":"10.0.0.1:70000"}"#,
@@ -302,7 +324,7 @@ mod tests {
         assert!(!refused("{").is_empty());
         for good in ["10.0.0.1:1", "localhost:1", "[::1]:1", "engine-0.svc:1"] {
             let body = format!(r#"{{"type":"dual","instance":"{good}"}}"#);
-            let (place, _) = read(body.as_bytes()).unwrap();
+            let place = addition(body.as_bytes()).unwrap();
             assert_eq!(place.role, Role::Aggregated);
             assert_eq!(place.address.to_string(), good);
         }

@@ -85,7 +85,8 @@ fn times(x: &Exchange, reply: &Reply, end: End, total: Duration) -> [Option<Dura
                 _ => trace.body.get().unwrap_or_default() + prefill,
             },
         );
-    if let Some(prefilled) = prefilled {
+    // Without a decode instance it was refused, not done.
+    if let Some(prefilled) = prefilled.filter(|_| trace.decode_at.borrow().is_some()) {
         set(Part::Prefill, prefilled);
     }
     if end != End::Ok || reply.status >= 400 {

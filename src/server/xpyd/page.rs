@@ -46,13 +46,9 @@ async fn ask(shard: &Rc<Shard>, what: Ask) -> Answer {
 
 fn wish(shard: &Rc<Shard>, request: &Request, page: Page) -> Result<Ask, change::Said> {
     change::authorize(request, &shard.tools.config())?;
-    let (place, body) = change::read(request.body())?;
     Ok(match page {
-        Page::Remove => Ask::Remove(change::Removal {
-            place,
-            limit: change::limit(&body)?,
-        }),
-        _ => Ask::Add(place),
+        Page::Remove => Ask::Remove(change::removal(request.body())?),
+        _ => Ask::Add(change::addition(request.body())?),
     })
 }
 
