@@ -8,6 +8,7 @@ use crate::exchange::reply::Own;
 use crate::exchange::{Reply, Request, shape};
 use crate::log;
 use crate::metrics::{self, Counter, ErrorKind};
+use crate::net::sweep::Slot;
 
 use super::shard::Shard;
 use super::surface::Route;
@@ -23,7 +24,7 @@ pub async fn answer(
     reply: &mut Reply,
 ) -> log::End {
     let id = &*request.id;
-    match page(shard, request, route).await {
+    match page(shard, request, route, &reply.slot).await {
         Ok(page) => {
             let extra: Vec<_> = page.extra.iter().map(|(k, v)| (*k, v.as_str())).collect();
             let own = Own {
@@ -36,6 +37,10 @@ pub async fn answer(
                 Ok(()) => log::End::Ok,
                 Err(_) => log::End::ClientGone,
             }
+        }
+        Err(error) if error.kind == Kind::ClientGone => {
+            reply.break_off();
+            log::End::ClientGone
         }
         Err(error) => {
             shard
@@ -81,7 +86,12 @@ pub fn json(status: u16, body: Vec<u8>) -> Page {
     }
 }
 
-async fn page(shard: &Rc<Shard>, request: &Request, route: Route) -> Result<Page, Error> {
+async fn page(
+    shard: &Rc<Shard>,
+    request: &Request,
+    route: Route,
+    slot: &Slot,
+) -> Result<Page, Error> {
     let fail = |kind, what: &'static str| Err(Error::new(kind, Stage::Body, what));
     let surface = shard.tools.config().surface;
     match route {
@@ -120,6 +130,6 @@ async fn page(shard: &Rc<Shard>, request: &Request, route: Route) -> Result<Page
         Route::NotFound | Route::Generate(_) | Route::Forward => {
             fail(Kind::NotFound, shape::NO_PATH)
         }
-        Route::Xpyd(page) => Ok(xpyd::page::answer(shard, request, page).await),
+        Route::Xpyd(page) => xpyd::page::answer(shard, request, slot, page).await,
     }
 }

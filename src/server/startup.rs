@@ -52,7 +52,6 @@ impl Backends {
     }
 
     fn fail(&self, why: String) {
-        log::error(|| why.clone());
         let kept = self.act.lock().unwrap_or_else(PoisonError::into_inner);
         if self.failure.set(why).is_ok()
             && let Some(act) = &*kept

@@ -179,13 +179,10 @@ fn stream(rig: &Rig, tokens: usize) -> (crate::support::Client, usize) {
     (client, at)
 }
 
-#[test]
-fn a_removal_waits_for_what_runs() {
-    let rig = slow();
-    let (mut client, at) = stream(&rig, 30);
-    let going = rig.sim.addresses()[at].to_string();
+/// A removal that waits.
+fn removing(rig: &Rig, going: &str) -> crate::support::Client {
     let mut remove = rig.client();
-    let body = place("decode", &going);
+    let body = place("decode", going);
     remove.send(format!(
         "POST /instances/remove HTTP/1.1\r\nhost: t\r\nx-api-key: k\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -194,6 +191,36 @@ fn a_removal_waits_for_what_runs() {
         let page = rig.get("/status/instances").text();
         page.contains(r#""status":"draining","circuit":"closed","active_requests":1"#)
     });
+    remove
+}
+
+/// What was asked is done, and nobody is waited for who is gone.
+#[test]
+fn a_removal_outlives_the_one_who_asked() {
+    let rig = slow();
+    let (mut client, at) = stream(&rig, 40);
+    let going = rig.sim.addresses()[at].to_string();
+    let requests = || {
+        rig.server
+            .shared
+            .metrics
+            .level(pdrelay::metrics::Gauge::requests_in_flight())
+    };
+    let remove = removing(&rig, &going);
+    assert_eq!(requests(), 2);
+    drop(remove);
+    eventually("it is not waited for", || requests() == 1);
+    assert!(nodes(&rig).1.contains(&going), "it still drains");
+    assert!(client.response().complete);
+    eventually("it is gone", || !nodes(&rig).1.contains(&going));
+}
+
+#[test]
+fn a_removal_waits_for_what_runs() {
+    let rig = slow();
+    let (mut client, at) = stream(&rig, 30);
+    let going = rig.sim.addresses()[at].to_string();
+    let mut remove = removing(&rig, &going);
     // What comes now goes to the other one.
     let before = rig.posts(at).len();
     for _ in 0..3 {

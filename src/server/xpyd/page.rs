@@ -1,14 +1,19 @@
 //! The pages of xPyD-proxy's face, answered on a shard: from what it knows, or by asking the control thread.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use serde::Serialize;
 
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::{Cluster, Health, Instance};
 use crate::config::Role;
-use crate::exchange::Request;
+use crate::error::{Error, Kind, Stage};
 use crate::exchange::shape::{self, PROXY};
+use crate::exchange::{Request, gone};
+use crate::net::sweep::{Fired, Slot};
 use crate::server::control;
 use crate::server::pages::{Page as Answer, json};
 use crate::server::shard::Shard;
@@ -19,9 +24,14 @@ use super::{Ask, change};
 /// The methods that any origin may use.
 const METHODS: [&str; 7] = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"];
 
-pub async fn answer(shard: &Rc<Shard>, request: &Request, page: Page) -> Answer {
+pub async fn answer(
+    shard: &Rc<Shard>,
+    request: &Request,
+    slot: &Slot,
+    page: Page,
+) -> Result<Answer, Error> {
     let cluster = shard.tools.cluster.get();
-    match page {
+    Ok(match page {
         Page::Waiting => waiting(),
         Page::Preflight => preflight(request),
         Page::Options => json(200, b"null".to_vec()),
@@ -29,19 +39,30 @@ pub async fn answer(shard: &Rc<Shard>, request: &Request, page: Page) -> Answer 
         Page::Status => json(200, status(&cluster)),
         Page::Instances => json(200, instances(&cluster)),
         Page::Models => json(200, models(shard, &cluster)),
-        Page::Fan(fan) => ask(shard, Ask::Fan(fan)).await,
+        Page::Fan(fan) => ask(shard, slot, Ask::Fan(fan)).await?,
         Page::Add | Page::Remove => match wish(shard, request, page) {
-            Ok(wish) => ask(shard, wish).await,
+            Ok(wish) => ask(shard, slot, wish).await?,
             Err((status, body)) => json(status, body),
         },
         // Forwarded: it never comes here.
         Page::Engine(_) => json(404, shape::detail("Not Found")),
-    }
+    })
 }
 
-async fn ask(shard: &Rc<Shard>, what: Ask) -> Answer {
-    let (status, body) = shard.ask(control::Ask::Xpyd(what)).await;
-    json(status, body)
+/// Asks the control thread. A client that leaves meanwhile is not waited for; what it asked is done.
+async fn ask(shard: &Rc<Shard>, slot: &Slot, what: Ask) -> Result<Answer, Error> {
+    let mut answer = pin!(shard.ask(control::Ask::Xpyd(what)));
+    // The reader of this connection is of the same task: when it fires the slot, this is polled.
+    poll_fn(|cx| match (answer.as_mut().poll(cx), slot.fired()) {
+        (Poll::Ready((status, body)), _) => Poll::Ready(Ok(json(status, body))),
+        (Poll::Pending, None) => Poll::Pending,
+        (Poll::Pending, Some(Fired::ClientGone)) => Poll::Ready(Err(gone(Stage::Body))),
+        (Poll::Pending, Some(Fired::Deadline(wait))) => {
+            let what = format!("the wait ended after timeouts.{}", wait.name());
+            Poll::Ready(Err(Error::new(Kind::Timeout, Stage::Body, what)))
+        }
+    })
+    .await
 }
 
 fn wish(shard: &Rc<Shard>, request: &Request, page: Page) -> Result<Ask, change::Said> {
