@@ -291,7 +291,7 @@ fn times_add_up() {
     );
     assert!(ttft + decode <= e2e + 0.001, "{ttft} + {decode} <= {e2e}");
     // Ten ticks of 10 ms.
-    assert!((0.08..2.0).contains(&decode), "{decode}");
+    assert!((0.08..20.0).contains(&decode), "{decode}");
     assert!(tpot > 0.0 && tpot < decode / 2.0, "{tpot} of {decode}");
     let total = page.one(
         "proxy_request_duration_seconds_sum",

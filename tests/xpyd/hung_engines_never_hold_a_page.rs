@@ -18,7 +18,7 @@ fn a_page_about_engines_ends_in_time_and_others_do_not_wait() {
     for path in ["/metrics", "/status", "/status/instances"] {
         let one = Instant::now();
         assert_eq!(rig.get(path).status, 200, "{path}");
-        assert!(one.elapsed() < Duration::from_secs(2), "{path} waited");
+        assert!(one.elapsed() < Duration::from_secs(4), "{path} waited");
     }
     // Whoever asks meanwhile shares the round.
     let mut second = rig.client();
@@ -27,7 +27,7 @@ fn a_page_about_engines_ends_in_time_and_others_do_not_wait() {
     let took = began.elapsed();
     assert_eq!(response.status, 200);
     // Three that hang, one after the other, would be fifteen seconds.
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
     let page = response.json();
     for (engine, address) in rig.sim.addresses().iter().enumerate() {
         let status = &page[&address.to_string()]["status"];
