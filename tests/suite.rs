@@ -33,3 +33,4 @@ mod http;
 mod matrix;
 mod structure;
 mod wire;
+mod xpyd;

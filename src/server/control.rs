@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::{Health, Instance, health, resolve};
-use crate::config::Address;
+use crate::config::{Address, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, admin, shard, status};
+use super::{Shared, admin, startup, status, xpyd};
 
 /// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
 /// would be a stutter in every stream.
@@ -28,6 +28,8 @@ pub enum Ask {
     Metrics,
     Status,
     Admin(admin::Ask),
+    /// Waits for engines: answered in a task.
+    Xpyd(xpyd::Ask),
 }
 
 pub enum Letter {
@@ -61,6 +63,9 @@ pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>>
 
 async fn run(shared: Arc<Shared>, ear: UnixStream) {
     monoio::spawn(watch_wedges(shared.clone()));
+    monoio::spawn(startup::watch(shared.clone()));
+    monoio::spawn(startup::heartbeat(shared.clone()));
+    let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
         Err(error) => return log::error(|| format!("the control thread is deaf: {error}")),
@@ -74,12 +79,17 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
             match letter {
                 Letter::Stop => return,
                 Letter::Ask { shard, ticket, ask } => {
-                    let (status, body) = answer(&shared, ask);
-                    shared.shards[shard].post(shard::Letter::Answered {
-                        ticket,
-                        status,
-                        body,
-                    });
+                    let asker = xpyd::Asker { shard, ticket };
+                    let answer = match ask {
+                        Ask::Metrics => (200, metrics(&shared)),
+                        Ask::Status => (200, status::render(&shared)),
+                        Ask::Admin(ask) => admin::carry_out(&shared, ask),
+                        Ask::Xpyd(ask) => {
+                            desk.take(asker, ask);
+                            continue;
+                        }
+                    };
+                    asker.answer(&shared, answer);
                 }
             }
         }
@@ -89,12 +99,12 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     }
 }
 
-fn answer(shared: &Shared, ask: Ask) -> (u16, Vec<u8>) {
-    match ask {
-        Ask::Metrics => (200, shared.metrics.render().into_bytes()),
-        Ask::Status => (200, status::render(shared)),
-        Ask::Admin(ask) => admin::carry_out(shared, ask),
+fn metrics(shared: &Shared) -> Vec<u8> {
+    let mut page = shared.metrics.render();
+    if shared.config.get().surface == Surface::Xpyd {
+        xpyd::measure::render(shared, &mut page);
     }
+    page.into_bytes()
 }
 
 /// Whose health is watched already.
@@ -150,17 +160,25 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         {
             return;
         }
-        let check = server.config.get().health_check.clone();
-        drop(server);
+        let config = server.config.get();
+        let check = config.health_check.clone();
+        let every = startup::probe_every(&config, server.backends.seen());
+        let watched = startup::watches(&config);
+        drop((config, server));
         if !check.enabled {
             instance.set_health(Health::Unknown);
+        }
+        if !check.enabled && !watched {
             monoio::time::sleep(check.interval).await;
             continue;
         }
         failures = health::round(&instance, &check, failures).await;
+        if let Some(server) = alive(&shared).filter(|_| failures == 0) {
+            server.backends.note(&server.cluster.get());
+        }
         // While it is down, look more often: it should serve within 2 s of its first good answer.
-        let soon = check.interval.min(health::EVERY_WHILE_DOWN);
-        monoio::time::sleep(if failures > 0 { soon } else { check.interval }).await;
+        let soon = every.min(health::EVERY_WHILE_DOWN);
+        monoio::time::sleep(if failures > 0 { soon } else { every }).await;
     }
 }
 

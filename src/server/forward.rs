@@ -2,14 +2,18 @@
 
 use std::rc::Rc;
 
+use crate::cluster::Instance;
+use crate::cluster::breaker::{State, now_ms};
 use crate::config::Role;
-use crate::error::{Kind, Stage};
-use crate::exchange::{Exchange, Leg, Opened, Reply, Request, Stop, Trace};
+use crate::error::{Error, Kind, Stage};
+use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Request, Stop, Trace};
 use crate::metrics::Endpoint;
+use crate::wire::json;
 
-use super::attempt::{error_of, finish, settle};
+use super::attempt::{self, error_of, finish, settle};
 use super::connection::Outcome;
 use super::shard::Shard;
+use super::surface::xpyd;
 
 /// Which instances are asked, in this order: any of them can tokenize or name its models.
 const ROLES: [Role; 3] = [Role::Prefill, Role::Aggregated, Role::Decode];
@@ -27,7 +31,7 @@ pub async fn forward(
 }
 
 async fn run(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let now = crate::cluster::breaker::now_ms();
+    let now = now_ms();
     let mut roles = ROLES.to_vec();
     roles.retain(|role| !x.cluster.role(*role).is_empty());
     roles.sort_by_key(|role| !x.cluster.available(*role, now));
@@ -48,4 +52,84 @@ async fn open(x: &Exchange, role: Role) -> Result<Opened, Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.verbatim = true;
     x.open(x.pick(role)?, leg).await
+}
+
+/// A request for one of an engine's other paths, on a surface that checks what it asks: to the first
+/// instance that can take it, in configured order, prefill before aggregated before decode.
+pub async fn checked(
+    shard: &Rc<Shard>,
+    mut request: Request,
+    trace: Trace,
+    reply: &mut Reply,
+    members: &[&str],
+) -> Outcome {
+    let config = shard.tools.config();
+    let good = match attempt::index(&mut request, config.limits.json_depth_max) {
+        Ok(()) => xpyd::check_members(request.body(), &request.object, members),
+        Err(error) => {
+            let absent = xpyd::lacks(members);
+            Err(xpyd::unreadable(request.body(), absent, error))
+        }
+    };
+    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
+    let result = match good {
+        Ok(()) => to_first(&x, reply).await.map_err(error_of),
+        Err(error) => Err(error),
+    };
+    let end = settle(shard, reply, &x.request().id, result).await;
+    finish(x, Endpoint::Forward, end)
+}
+
+async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    let request = x.request();
+    let model = x.config.models.strict.then(|| {
+        let value = request.object.get(request.body(), "model");
+        let name = value.and_then(json::string_value).unwrap_or_default();
+        String::from_utf8_lossy(&name).into_owned()
+    });
+    let serves = |one: &Instance| match &model {
+        Some(model) => one.model().is_some_and(|own| *own == **model),
+        None => true,
+    };
+    if let Some(model) = &model
+        && !x.cluster.instances.iter().any(|one| serves(one))
+    {
+        let what = format!("The model '{model}' does not exist");
+        return Err(Error::new(Kind::NotFound, Stage::DecodeHead, what).into());
+    }
+    let nobody = "no instance is available";
+    let mut last = Error::new(Kind::NoInstance, Stage::DecodeHead, nobody);
+    let mut tried = Vec::new();
+    while let Some(picked) = first(x, &tried, serves) {
+        tried.push(picked.instance().index);
+        let mut leg = Leg::new(Stage::DecodeHead);
+        leg.verbatim = true;
+        leg.alone = true;
+        match x.open(picked, leg).await {
+            Ok(opened) => return reply.relay(x, opened).await,
+            Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => last = error,
+            Err(stop) => return Err(stop),
+        }
+        x.trace.retried();
+    }
+    Err(last.into())
+}
+
+/// The first that would be picked now and has not been tried: by role, in configured order.
+fn first(x: &Exchange, tried: &[usize], serves: impl Fn(&Instance) -> bool) -> Option<Picked> {
+    let now = now_ms();
+    for one in ROLES.iter().flat_map(|role| x.cluster.role(*role)) {
+        let out = one.draining() || !one.in_standing(now);
+        if out || tried.contains(&one.index) || !serves(one) {
+            continue;
+        }
+        let trial = one.breaker.state(now) == State::HalfOpen;
+        if !trial || one.breaker.claim_trial(now) {
+            return Some(Picked {
+                in_flight: x.tools.view.charge(one, 0),
+                trial,
+            });
+        }
+    }
+    None
 }

@@ -19,6 +19,7 @@ impl Server {
         new.host.clone_from(&old.host);
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
+        new.surface = old.surface;
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
         let changes = change::against(&shared.cluster.get(), change::between(&old, &new));
@@ -36,6 +37,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("host", old.host == new.host),
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
+        ("surface", old.surface == new.surface),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("log_level", old.log_level == new.log_level),
