@@ -232,9 +232,9 @@ impl Reply {
             let first = self.first_write(x, &opened, &mut relay)?;
             x.trace.stage.set(Stage::Stream);
             x.trace.ttft.set(Some(x.trace.started.elapsed()));
-        if self.chunks > 0 {
-            x.trace.first_chunk.set(x.trace.ttft.get());
-        }
+            if self.chunks > 0 {
+                x.trace.first_chunk.set(x.trace.ttft.get());
+            }
             x.let_go();
             let (result, back) = self.write(first).await;
             self.tools.buffers.give(back);

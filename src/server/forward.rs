@@ -58,7 +58,7 @@ async fn open(x: &Exchange, role: Role) -> Result<Opened, Stop> {
 /// instance that can take it, in configured order, prefill before aggregated before decode.
 pub async fn checked(
     shard: &Rc<Shard>,
-    mut request: Request,
+    mut request: Box<Request>,
     trace: Trace,
     reply: &mut Reply,
     members: &[&str],
@@ -71,7 +71,7 @@ pub async fn checked(
             Err(xpyd::unreadable(request.body(), absent, error))
         }
     };
-    let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
+    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
     let result = match good {
         Ok(()) => to_first(&x, reply).await.map_err(error_of),
         Err(error) => Err(error),
