@@ -22,7 +22,8 @@ mod table;
 mod tests;
 
 pub use label::{
-    Broken, Code, Direction, Endpoint, ErrorKind, Failure, Grant, Retry, Skip, Span, Stage, Wait,
+    Broken, Code, Direction, Endpoint, ErrorKind, Failure, FirstTokens, Grant, Retry, Skip, Span,
+    Stage, Wait,
 };
 pub use process::open_files;
 pub use scrape::Scrape;
