@@ -484,8 +484,9 @@ pub fn whole_stream(answer: &[u8], object: &Object, token: &Token, ask: &Ask) ->
     if chat {
         open(&mut out);
         out.extend_from_slice(
-            br#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}"#,
+            br#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null"#,
         );
+        out.extend_from_slice(br#","finish_reason":null}]}"#);
         out.extend_from_slice(b"\n\n");
     }
     if !token.text.is_empty() {
