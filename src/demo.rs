@@ -18,7 +18,7 @@ const DECODE_TICK: Duration = Duration::from_millis(20);
 const MODEL: &str = "demo";
 
 /// The simulator alone, with its own command line.
-pub fn engines(args: Vec<std::ffi::OsString>) -> ExitCode {
+pub fn sim(args: Vec<std::ffi::OsString>) -> ExitCode {
     pdsim::cli::main(std::iter::once("pdsim".into()).chain(args))
 }
 
