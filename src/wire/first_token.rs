@@ -335,7 +335,10 @@ fn only(array: &[u8]) -> Option<(Object, Range<usize>)> {
 
 /// An empty array or object.
 fn nothing(value: &[u8]) -> bool {
-    matches!(value, [b'[', rest @ .., b']'] | [b'{', rest @ .., b'}'] if rest.trim_ascii().is_empty())
+    match value {
+        [b'[', rest @ .., b']'] | [b'{', rest @ .., b'}'] => rest.trim_ascii().is_empty(),
+        _ => false,
+    }
 }
 
 /// There, and something else than null, false or empty.

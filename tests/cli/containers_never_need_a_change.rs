@@ -179,9 +179,9 @@ fn the_compose_file_comes_up() {
         }
         let program = Program::of(entry.spawn().unwrap());
         eventually("the node says where it is", || {
-            program.out.text().contains('\n')
+            program.out.so_far().contains('\n')
         });
-        let said = program.out.text();
+        let said = program.out.so_far();
         let new = said.trim().rsplit(':').next().unwrap().parse().unwrap();
         ports.insert(name, (old, new));
         nodes.push(program);
