@@ -32,6 +32,16 @@ pub enum Command {
     Check(ServeArgs),
     /// Serve over simulated engines in this process: no GPU, no config
     Demo(DemoArgs),
+    /// Run simulated engines, or xPyD-proxy's dummy nodes: all of pdsim's arguments
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Sim {
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Print the completion script of a shell
     Completions { shell: Shell },
 }

@@ -17,6 +17,11 @@ const PREFILL_TOKENS_PER_S: f64 = 20_000.0;
 const DECODE_TICK: Duration = Duration::from_millis(20);
 const MODEL: &str = "demo";
 
+/// The simulator alone, with its own command line.
+pub fn sim(args: Vec<std::ffi::OsString>) -> ExitCode {
+    pdsim::cli::main(std::iter::once("pdsim".into()).chain(args))
+}
+
 pub fn run(args: &DemoArgs) -> ExitCode {
     match demo(args) {
         Ok(code) => code,

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::Demo(args) => demo::run(&args),
+        Command::Sim { args } => demo::sim(args),
         Command::Completions { shell } => {
             cli::write_completions(shell, &mut std::io::stdout());
             ExitCode::SUCCESS

@@ -28,6 +28,7 @@ mod support;
 mod chaos;
 mod cli;
 mod failures;
+mod first_token;
 mod handshakes;
 mod http;
 mod matrix;

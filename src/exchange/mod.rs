@@ -8,6 +8,7 @@
 
 pub mod budget;
 pub mod call;
+pub mod first_token;
 pub mod grant;
 pub mod pick;
 pub mod relay;

@@ -5,6 +5,7 @@
 //! | Content-Length | the same | the same |
 //! | chunked | as it came, checked | de-chunked, until close |
 //! | until close | each read as one chunk | as it came, until close |
+//! | any, with P's token put in | in chunks | until close |
 //!
 //! If the engine fails in the middle, the client must not take what it has for the whole: on a chunk
 //! boundary of an event stream it gets an `error` event, and in every case its connection is broken off
@@ -18,10 +19,12 @@ use crate::metrics::{Broken, Counter, Failure, Histogram};
 use crate::net::buffer::{Buffers, CHUNK, LARGE, MEDIUM, SMALL};
 use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
+use crate::wire::first_token::{End, FirstToken};
 use crate::wire::head::Framing;
 use crate::wire::openai::error_body;
 use crate::wire::sse::{self, EventEdge};
 
+use super::first_token::{Edited, First};
 use super::send::Opened;
 use super::{Exchange, Reply, Stop, gone};
 
@@ -37,6 +40,8 @@ enum Mode {
     Encode,
     /// Until close, to close.
     UntilClose,
+    /// Event by event, until P's token is in.
+    Edited(Box<Edited>),
     Nothing,
 }
 
@@ -46,6 +51,8 @@ struct Relay {
     edge: Option<EventEdge>,
     /// The engine sent more than its body.
     excess: bool,
+    /// What became of P's token, once that is known.
+    first_token: Option<End>,
 }
 
 /// What one read amounts to.
@@ -57,9 +64,11 @@ enum Step {
 }
 
 impl Relay {
-    fn new(framing: Framing, http11: bool, event_stream: bool) -> Relay {
+    fn new(framing: Framing, http11: bool, events: bool, token: Option<FirstToken>) -> Relay {
+        let edited = |token| Mode::Edited(Box::new(Edited::new(framing, http11, token)));
         let mode = match (framing, http11) {
             (Framing::Length(0), _) => Mode::Nothing,
+            _ if token.is_some() => token.map_or(Mode::Nothing, edited),
             (Framing::Length(n), _) => Mode::Length(n),
             (Framing::Chunked, true) => Mode::Verbatim(ChunkScan::default()),
             (Framing::Chunked, false) => Mode::Decode(ChunkScan::default()),
@@ -68,17 +77,25 @@ impl Relay {
         };
         Relay {
             mode,
-            edge: event_stream.then(EventEdge::default),
+            edge: events.then(EventEdge::default),
             excess: false,
+            first_token: None,
         }
     }
 
     fn client_framing(&self, engine: Framing) -> Framing {
-        match self.mode {
+        match &self.mode {
             Mode::Verbatim(_) | Mode::Encode => Framing::Chunked,
             Mode::Decode(_) | Mode::UntilClose => Framing::Close,
+            Mode::Edited(edited) if edited.chunks => Framing::Chunked,
+            Mode::Edited(_) => Framing::Close,
             Mode::Length(_) | Mode::Nothing => engine,
         }
+    }
+
+    /// Is P's token still to be sent, and nothing of D's text before it?
+    fn awaits_token(&self) -> bool {
+        matches!(&self.mode, Mode::Edited(edited) if edited.waiting())
     }
 
     fn done(&self) -> bool {
@@ -86,6 +103,7 @@ impl Relay {
             Mode::Length(left) => *left == 0,
             Mode::Verbatim(scan) | Mode::Decode(scan) => scan.done(),
             Mode::Encode | Mode::UntilClose => false,
+            Mode::Edited(edited) => edited.done(),
             Mode::Nothing => true,
         }
     }
@@ -133,6 +151,19 @@ impl Relay {
                 return Ok(Step::Other(out));
             }
             Mode::UntilClose => return Ok(Step::Same(bytes.len())),
+            Mode::Edited(edited) => {
+                let taken = edited.take(bytes, |sent| {
+                    if let Some(edge) = &mut self.edge {
+                        edge.feed(sent);
+                    }
+                })?;
+                self.excess = taken.used < bytes.len();
+                self.first_token = edited.end();
+                if let Some(scan) = edited.verbatim() {
+                    self.mode = Mode::Verbatim(scan);
+                }
+                return Ok(Step::Other(taken.out));
+            }
         };
         self.edge = edge;
         self.excess = used < bytes.len();
@@ -140,23 +171,28 @@ impl Relay {
     }
 
     /// The engine closed. Is that the end of its body, and what does the client still need to see it?
-    fn close(&mut self) -> Result<&'static [u8], &'static str> {
-        match self.mode {
-            Mode::Encode => {
-                self.mode = Mode::Nothing;
-                Ok(chunk::END)
+    fn close(&mut self) -> Result<Vec<u8>, &'static str> {
+        let tail = match &mut self.mode {
+            Mode::Encode => Some(chunk::END.to_vec()),
+            Mode::UntilClose => Some(Vec::new()),
+            Mode::Edited(edited) => {
+                let tail = edited.close(|_| {});
+                self.first_token = edited.end();
+                tail
             }
-            Mode::UntilClose => {
-                self.mode = Mode::Nothing;
-                Ok(b"")
-            }
-            _ => Err("the engine closed in the middle of its answer"),
-        }
+            _ => None,
+        };
+        let tail = tail.ok_or("the engine closed in the middle of its answer")?;
+        self.mode = Mode::Nothing;
+        Ok(tail)
     }
 
     /// Is the end of the connection the end of the body to this client?
     fn ends_with_connection(&self) -> bool {
-        matches!(self.mode, Mode::Decode(_) | Mode::UntilClose)
+        match &self.mode {
+            Mode::Edited(edited) => !edited.chunks,
+            mode => matches!(mode, Mode::Decode(_) | Mode::UntilClose),
+        }
     }
 
     /// May a chunk of ours be put here?
@@ -164,6 +200,7 @@ impl Relay {
         let boundary = match &self.mode {
             Mode::Verbatim(scan) => scan.at_boundary(),
             Mode::Encode => true,
+            Mode::Edited(edited) => edited.chunks,
             _ => false,
         };
         self.edge.filter(|_| boundary).map(|edge| !edge.clean())
@@ -213,12 +250,22 @@ impl Opened {
 
 impl Reply {
     /// Gives the client the opened answer: status, end-to-end head fields, and every body byte.
-    // An async fn holds what it is given by value twice; a stream may rest in here for hours.
-    #[allow(clippy::manual_async_fn)]
     pub fn relay(
         &mut self,
         x: &Exchange,
+        opened: Opened,
+    ) -> impl Future<Output = Result<(), Stop>> {
+        self.relay_after(x, opened, First::Decode)
+    }
+
+    /// The same, with P's token as the first one, if there is one and the answer has a place for it.
+    // An async fn holds what it is given by value twice; a stream may rest in here for hours.
+    #[allow(clippy::manual_async_fn)]
+    pub fn relay_after(
+        &mut self,
+        x: &Exchange,
         mut opened: Opened,
+        first: First,
     ) -> impl Future<Output = Result<(), Stop>> {
         async move {
             let stage = opened.stage;
@@ -228,12 +275,22 @@ impl Reply {
             }
             let began = Instant::now();
             let event_stream = opened.head.is_event_stream(opened.head_bytes());
-            let mut relay = Relay::new(opened.framing, self.http11, event_stream);
+            let token = match first {
+                First::Token(token) if event_stream && opened.head.status < 300 => Some(*token),
+                First::Token(_) => {
+                    x.count_end(End::Unused);
+                    None
+                }
+                _ => None,
+            };
+            let mut relay = Relay::new(opened.framing, self.http11, event_stream, token);
             let first = self.first_write(x, &opened, &mut relay)?;
             x.trace.stage.set(Stage::Stream);
-            x.trace.ttft.set(Some(x.trace.started.elapsed()));
-            if self.chunks > 0 {
-                x.trace.first_chunk.set(x.trace.ttft.get());
+            if !relay.awaits_token() {
+                x.trace.ttft.set(Some(x.trace.started.elapsed()));
+                if self.chunks > 0 {
+                    x.trace.first_chunk.set(x.trace.ttft.get());
+                }
             }
             x.let_go();
             let (result, back) = self.write(first).await;
@@ -246,6 +303,9 @@ impl Reply {
             }
             let end = self.pump(x, &opened, &mut relay).await;
             x.trace.stream.set(Some(began.elapsed()));
+            if let Some(end) = relay.first_token {
+                x.count_end(end);
+            }
             end?;
             if let Some(h) = &opened.handover {
                 let decode = opened.picked.instance();
@@ -332,7 +392,7 @@ impl Reply {
             }
             let step = match result {
                 Ok(0) => match relay.close() {
-                    Ok(tail) => Ok(Step::Other(tail.to_vec())),
+                    Ok(tail) => Ok(Step::Other(tail)),
                     Err(what) => Err((Kind::Reset, Broken::UpstreamClosed, what)),
                 },
                 Ok(_) => relay
@@ -344,6 +404,9 @@ impl Reply {
                     "the engine's connection broke",
                 )),
             };
+            if x.trace.ttft.get().is_none() && !relay.awaits_token() {
+                x.trace.ttft.set(Some(x.trace.started.elapsed()));
+            }
             let full = buf.len() == buf.capacity();
             let written = match step {
                 Ok(Step::Same(n)) => {

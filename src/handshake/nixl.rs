@@ -15,6 +15,8 @@
 //!   token). D gets the request without them and computes by itself.
 //! * Several prompts in one request skip P: through one grant every choice but the first would silently
 //!   be wrong text.
+//! * With `first_token_source: prefill`, the first token of a stream is P's: `exchange/first_token.rs`. If
+//!   P ended on it, D is not asked and the grant is released.
 //! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and
 //!   dies when the client leaves.
 
@@ -22,6 +24,7 @@ use std::borrow::Cow;
 
 use crate::config::Role;
 use crate::error::Stage;
+use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
@@ -46,29 +49,40 @@ impl Handshake for Nixl {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    let mut plan = Plan::default();
     // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
-    let grant = Box::pin(prefill(x)).await?;
+    let (grant, first) = Box::pin(prefill(x, &mut plan)).await?;
+    if let First::Whole(stream) = &first {
+        // Nobody will fetch the KV: dropped, the grant is released.
+        drop(grant);
+        return Box::pin(reply.whole_stream(x, stream)).await;
+    }
     let decode = x.pick(Role::Decode)?;
-    let stream = Box::pin(x.open(decode, decode_leg(grant))).await?;
-    reply.relay(x, stream).await
+    let mut leg = decode_leg(grant);
+    plan.seed(&mut leg);
+    let stream = Box::pin(x.open(decode, leg)).await?;
+    reply.relay_after(x, stream, first).await
 }
 
-async fn prefill(x: &Exchange) -> Result<Option<Grant>, Stop> {
+async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First), Stop> {
     if x.request().summary.prompts > 1 {
         x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
-        return Ok(None);
+        return Ok((None, First::Decode));
     }
     if x.skip_prefill() {
-        return Ok(None);
+        return Ok((None, First::Decode));
     }
+    *plan = x.first_token_plan();
     let mut leg = x.prefill_leg();
     leg.edits
         .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
     leg.edits
         .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
     leg.brings_grant = true;
+    plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
-    Ok(Grant::from_answer(x, &answer, KV_PARAMS))
+    let first = plan.read(x, &answer);
+    Ok((Grant::from_answer(x, &answer, KV_PARAMS), first))
 }
 
 fn decode_leg(grant: Option<Grant>) -> Leg {

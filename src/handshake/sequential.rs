@@ -8,10 +8,15 @@
 //!    |            |--req------------------>|
 //!    |<==tokens===|<=======================|
 //! ```
+//!
+//! With `first_token_source: prefill`, the first token of a stream is P's: `exchange/first_token.rs`.
 
 use crate::config::Role;
 use crate::error::Stage;
+use crate::exchange::first_token::{First, Plan};
 use crate::exchange::{Exchange, Leg, Reply, Stop};
+use crate::wire::json::Edit;
+use crate::wire::openai::KV_PARAMS;
 
 use super::{Handshake, Running, Spec};
 
@@ -31,12 +36,23 @@ impl Handshake for Sequential {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    let mut plan = Plan::default();
+    let mut first = First::default();
     if !x.skip_prefill() {
-        let prefill = x.pick(Role::Prefill)?;
+        plan = x.first_token_plan();
+        let mut leg = x.prefill_leg();
+        plan.seed(&mut leg);
         // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
-        Box::pin(x.call(prefill, x.prefill_leg())).await?;
+        let answer = Box::pin(x.call(x.pick(Role::Prefill)?, leg)).await?;
+        first = plan.read(x, &answer);
+    }
+    if let First::Whole(stream) = &first {
+        return Box::pin(reply.whole_stream(x, stream)).await;
     }
     let decode = x.pick(Role::Decode)?;
-    let stream = Box::pin(x.open(decode, Leg::new(Stage::DecodeHead))).await?;
-    reply.relay(x, stream).await
+    let mut leg = Leg::new(Stage::DecodeHead);
+    leg.edits.push(Edit::Remove(KV_PARAMS));
+    plan.seed(&mut leg);
+    let stream = Box::pin(x.open(decode, leg)).await?;
+    reply.relay_after(x, stream, first).await
 }

@@ -122,6 +122,20 @@ labels! {
         None = "none",
     }
 
+    /// What became of P's token where `first_token_source` is `prefill`.
+    FirstTokens {
+        // It was the client's first, and D's.
+        Sent = "sent",
+        // It was the client's first, and D had made another.
+        Differed = "differed",
+        // P ended on it: D was not asked.
+        Ended = "ended",
+        // The request, or the token, is not of the kind that P can begin: D's was sent.
+        Fallback = "fallback",
+        // D's answer had no place for it.
+        Unused = "unused",
+    }
+
     /// Seen from the client.
     Direction {
         In = "in",

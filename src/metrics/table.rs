@@ -117,6 +117,8 @@ rows! {
         "pdrelay_prefill_skipped_total", "Requests sent to decode without a prefill.";
     kv_grants(outcome: Grant)
         "pdrelay_kv_grants_total", "KV blocks held for us by a prefill instance, by what became of them.";
+    first_tokens(outcome: FirstTokens)
+        "pdrelay_first_tokens_total", "Streams whose first token was to come from prefill, by what became of it.";
     bytes(direction: Direction)
         "pdrelay_bytes_total", "Body bytes received from clients (in) and sent to them (out).";
     chunks()

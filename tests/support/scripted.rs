@@ -12,6 +12,8 @@ pub enum Say {
     Bytes(Vec<u8>),
     /// These bytes, then a clean end of the connection.
     Close(Vec<u8>),
+    /// These pieces, with a pause before each but the first; the connection stays open.
+    Slowly(Vec<Vec<u8>>, std::time::Duration),
     /// These bytes, then a reset.
     Reset(Vec<u8>),
 }
@@ -82,12 +84,24 @@ fn serve(
             drop(requests);
             answer(number, &request)
         };
-        let (Say::Bytes(bytes) | Say::Close(bytes) | Say::Reset(bytes)) = &say;
-        if stream.write_all(bytes).is_err() {
-            return;
+        let one;
+        let (pieces, pause) = match &say {
+            Say::Bytes(bytes) | Say::Close(bytes) | Say::Reset(bytes) => {
+                one = vec![bytes.clone()];
+                (&one, std::time::Duration::ZERO)
+            }
+            Say::Slowly(pieces, pause) => (pieces, *pause),
+        };
+        for (number, piece) in pieces.iter().enumerate() {
+            if number > 0 {
+                std::thread::sleep(pause);
+            }
+            if stream.write_all(piece).is_err() {
+                return;
+            }
         }
         match say {
-            Say::Bytes(_) => {}
+            Say::Bytes(_) | Say::Slowly(..) => {}
             Say::Close(_) => return,
             Say::Reset(_) => {
                 // Let what was written arrive: a reset takes it away.

@@ -5,6 +5,7 @@ mod another_decoder_never_reads_another_body;
 mod batches_never_pass_as_one_prompt;
 mod duplicate_keys_never_split_opinions;
 mod error_bodies_are_never_broken_json;
+mod first_tokens_never_double;
 mod half_events_never_look_whole;
 mod hop_by_hop_names_never_travel;
 mod malformed_chunks_never_end_a_body;

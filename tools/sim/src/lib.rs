@@ -11,6 +11,7 @@
 //! http/        heads, bodies, responses (odd shapes and faults included)
 //! engine/      route -> ask (validation) -> job (KV) -> answer | run (whatever takes time)
 //! ledger       grants of KV and what became of them              text    tokens from hashes
+//! dummy/       the dummy nodes of xPyD-proxy 1.0                  cli     the command line
 //! ```
 //!
 //! Text is a pure function of the prompt, so a test can tell right from wrong: see [`prompt_hash`],
@@ -20,8 +21,10 @@
 //! engines of one role) and `x-sim-shape: <name>`; names are those of [`Fault::parse`] and
 //! [`Shape::parse`].
 
+pub mod cli;
 mod clock;
 mod connection;
+mod dummy;
 mod engine;
 mod fault;
 mod http;
@@ -35,6 +38,7 @@ mod thread;
 mod transcript;
 mod world;
 
+pub use dummy::{Dummy, DummyOptions};
 pub use engine::prompt::{messages_hash, prompt_hash};
 pub use fault::{Fault, FaultPlan, Shape};
 pub use ledger::LedgerReport;

@@ -108,6 +108,9 @@ pub struct EngineOptions {
     pub first_contact_delay: Duration,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
+    /// to one prompt differ.
+    pub sampling: bool,
     pub faults: FaultPlan,
 }
 
@@ -134,6 +137,7 @@ impl EngineOptions {
             fetch_delay: Duration::ZERO,
             first_contact_delay: Duration::ZERO,
             bidirectional: false,
+            sampling: false,
             faults: FaultPlan::default(),
         }
     }

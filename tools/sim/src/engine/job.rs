@@ -26,6 +26,8 @@ pub(crate) struct Job {
     pub external: u64,
     /// `kv_transfer_params` of the answer, empty for null.
     pub params: Vec<u8>,
+    /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
+    draw: u64,
 }
 
 /// Reads and checks a generate request.
@@ -54,6 +56,10 @@ pub(crate) fn accept(
     let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
     let request_id = head.text(input, head.request_id);
     let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let draw = match options.sampling {
+        true => draw(engine, body, members),
+        false => 0,
+    };
     let kv = match ask.kv {
         Some((from, to)) if options.kv == KvMode::Nixl => {
             super::kv::read(world, engine.index, &body[from..to])?
@@ -77,8 +83,30 @@ pub(crate) fn accept(
         wrong_from: ask.prompts.len(),
         external: 0,
         params: Vec::new(),
+        draw,
         ask,
     })
+}
+
+/// Greedy, by the request's seed, or by chance: then each engine and each request draws for itself.
+fn draw(engine: &Engine, body: &[u8], members: &[crate::json::Member]) -> u64 {
+    let given = |name: &[u8]| {
+        let named = |m: &&crate::json::Member| &body[m.key.0 as usize..m.key.1 as usize] == name;
+        let member = members.iter().rev().find(named)?;
+        let value = &body[member.value.0 as usize..member.value.1 as usize];
+        (value != b"null").then_some(value)
+    };
+    let number = |name| crate::json::lax_number(given(name)?);
+    if number(b"temperature").is_some_and(|t| t < 1e-5) || number(b"top_k") == Some(1.0) {
+        return 0;
+    }
+    let chance = || {
+        let number = engine.shared().requests.load(Ordering::Relaxed);
+        mix(engine.world.seed ^ (engine.index as u64) << 32, number)
+    };
+    given(b"seed")
+        .map_or_else(chance, |seed| hash(5, seed))
+        .max(1)
 }
 
 fn answer_id(engine: &Engine, request_id: &[u8], chat: bool) -> Vec<u8> {
@@ -144,6 +172,10 @@ impl Job {
             stale(hash)
         } else {
             hash
+        };
+        let hash = match self.draw {
+            0 => hash,
+            draw => mix(hash, draw),
         };
         (hash, choice % self.ask.n)
     }

@@ -1,6 +1,7 @@
 //! The simulator seen from outside, over real sockets. Tests are named by the failure they forbid.
 
 mod client;
+mod dummies;
 mod faults;
 mod handover;
 mod http;

@@ -1,0 +1,264 @@
+//! The command line: of `pdsim`, and of `pdrelay sim`.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+
+use crate::dummy::{Dummy, args};
+use crate::{EngineOptions, FaultPlan, KvMode, Options, Role, Sim, Timing};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kv {
+    Nixl,
+    None,
+}
+
+/// LLM engines without a GPU: strict, deterministic prefill and decode servers.
+///
+/// `dummy --role prefill --port 8100`, or `dummy_nodes.prefill_node:app --port 8100`, runs a dummy node of
+/// xPyD-proxy 1.0 instead.
+#[derive(Parser)]
+#[command(name = "pdsim", version)]
+struct Cli {
+    /// Prefill engines
+    #[arg(long, default_value_t = 0)]
+    prefill: usize,
+    /// Decode engines
+    #[arg(long, default_value_t = 0)]
+    decode: usize,
+    /// Aggregated engines: prefill and decode in one, without KV transfer
+    #[arg(long, default_value_t = 0)]
+    both: usize,
+    /// First port; engines take it and the following ones in the order prefill, decode, both (0: any)
+    #[arg(long, default_value_t = 9100)]
+    port_base: u16,
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    #[arg(long, default_value = "dummy")]
+    model: String,
+    #[arg(long, default_value_t = 131_072)]
+    max_model_len: u32,
+    /// 0: instant
+    #[arg(long, default_value_t = 0.0)]
+    prefill_tokens_per_s: f64,
+    #[arg(long, default_value_t = 8192)]
+    prefill_batch_tokens: u32,
+    /// 0: flat out
+    #[arg(long, default_value_t = 0.0)]
+    decode_tick_ms: f64,
+    #[arg(long, default_value_t = 256)]
+    decode_batch: u32,
+    /// Added to the tick for each running sequence
+    #[arg(long, default_value_t = 0.0)]
+    tick_per_seq_us: f64,
+    /// Sequences tick in their own phase instead of lockstep
+    #[arg(long)]
+    stagger: bool,
+    #[arg(long, value_enum, default_value = "nixl")]
+    kv: Kv,
+    /// KV is handed over between several pdsim: believe params that name engines of other processes
+    #[arg(long)]
+    kv_elsewhere: bool,
+    /// How long KV that nobody fetches is held
+    #[arg(long, default_value_t = 30.0)]
+    lease_s: f64,
+    /// From D's head to its read of P's KV
+    #[arg(long, default_value_t = 0.0)]
+    fetch_ms: f64,
+    /// What is added to it on the first contact of a D with a P
+    #[arg(long, default_value_t = 0.0)]
+    first_contact_ms: f64,
+    /// Answers of decode engines carry kv_transfer_params too
+    #[arg(long)]
+    bidirectional: bool,
+    /// Bearer key needed under /v1
+    #[arg(long)]
+    api_key: Option<String>,
+    /// Idle keep-alive connections are closed after this (0: never)
+    #[arg(long, default_value_t = 5.0)]
+    keep_alive_s: f64,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Cores to pin the threads to, comma-separated
+    #[arg(long, value_delimiter = ',')]
+    cpus: Vec<usize>,
+    /// Share of requests that get some fault
+    #[arg(long, default_value_t = 0.0)]
+    fault_rate: f64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop after so many seconds
+    #[arg(long)]
+    for_s: Option<f64>,
+}
+
+impl Cli {
+    fn engine(&self, role: Role, index: usize) -> EngineOptions {
+        let port = if self.port_base == 0 {
+            0
+        } else {
+            self.port_base + index as u16
+        };
+        let both = role == Role::Both;
+        EngineOptions {
+            port,
+            model: self.model.clone(),
+            max_model_len: self.max_model_len,
+            timing: Timing {
+                prefill_tokens_per_s: self.prefill_tokens_per_s,
+                prefill_batch_tokens: self.prefill_batch_tokens,
+                decode_tick: Duration::from_secs_f64(self.decode_tick_ms / 1e3),
+                decode_batch: self.decode_batch,
+                tick_per_seq: Duration::from_secs_f64(self.tick_per_seq_us / 1e6),
+                stagger: self.stagger,
+            },
+            kv: if both || matches!(self.kv, Kv::None) {
+                KvMode::None
+            } else {
+                KvMode::Nixl
+            },
+            kv_elsewhere: self.kv_elsewhere,
+            require_key: self.api_key.clone(),
+            lease: Duration::from_secs_f64(self.lease_s),
+            keep_alive: (self.keep_alive_s > 0.0)
+                .then(|| Duration::from_secs_f64(self.keep_alive_s)),
+            fetch_delay: Duration::from_secs_f64(self.fetch_ms / 1e3),
+            first_contact_delay: Duration::from_secs_f64(self.first_contact_ms / 1e3),
+            bidirectional: self.bidirectional,
+            faults: match self.fault_rate {
+                rate if rate > 0.0 => FaultPlan::mixed(rate),
+                _ => FaultPlan::default(),
+            },
+            ..EngineOptions::new(role)
+        }
+    }
+
+    fn options(&self) -> Options {
+        let roles = std::iter::repeat_n(Role::Prefill, self.prefill)
+            .chain(std::iter::repeat_n(Role::Decode, self.decode))
+            .chain(std::iter::repeat_n(Role::Both, self.both));
+        Options {
+            engines: roles
+                .enumerate()
+                .map(|(i, role)| self.engine(role, i))
+                .collect(),
+            seed: self.seed,
+            threads: self.threads,
+            cpus: (!self.cpus.is_empty()).then(|| self.cpus.clone()),
+            host: self.host,
+            record: false,
+        }
+    }
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
+/// Runs until a signal, with these arguments (the first is the program's name).
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(line) = args::dummy_line(&args) {
+        return dummy(line);
+    }
+    match Cli::try_parse_from(args) {
+        Ok(cli) => engines(&cli),
+        Err(why) => unread(&why),
+    }
+}
+
+/// Help, the version, or a mistake.
+fn unread(why: &clap::Error) -> ExitCode {
+    let _ = why.print();
+    ExitCode::from(why.exit_code() as u8)
+}
+
+fn dummy(line: Vec<OsString>) -> ExitCode {
+    let options = match args::read(line) {
+        Ok(options) => options,
+        Err(why) => return unread(&why),
+    };
+    let role = if options.prefill { "prefill" } else { "decode" };
+    match Dummy::start(options) {
+        Ok(node) => {
+            println!("{role} {}", node.address);
+            wait(None);
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("pdsim: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Until a signal comes, or the time is over.
+fn wait(seconds: Option<f64>) {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let handler = on_signal as extern "C" fn(libc::c_int);
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+    let begun = Instant::now();
+    let over = |limit: f64| begun.elapsed().as_secs_f64() >= limit;
+    while !STOP.load(Ordering::Relaxed) && !seconds.is_some_and(over) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn engines(cli: &Cli) -> ExitCode {
+    let options = cli.options();
+    if options.engines.is_empty() {
+        eprintln!("pdsim: no engines: give --prefill, --decode or --both");
+        return ExitCode::from(2);
+    }
+    let roles: Vec<Role> = options.engines.iter().map(|e| e.role).collect();
+    let sim = match Sim::start(options) {
+        Ok(sim) => sim,
+        Err(e) => {
+            eprintln!("pdsim: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for (role, address) in roles.iter().zip(sim.addresses()) {
+        println!("{} {address}", role.name());
+    }
+    wait(cli.for_s);
+    summary(&sim, &roles);
+    ExitCode::SUCCESS
+}
+
+fn summary(sim: &Sim, roles: &[Role]) {
+    for (index, (role, address)) in roles.iter().zip(sim.addresses()).enumerate() {
+        println!(
+            "{} {address}: {} requests",
+            role.name(),
+            sim.requests(index)
+        );
+    }
+    let l = sim.ledger();
+    println!(
+        "ledger: grants {} fetched {} released {} expired {} held {} lost {} | reused {} \
+         malformed {} never-issued {} wrong-prompt {} violations {}",
+        l.grants,
+        l.fetched,
+        l.released,
+        l.expired,
+        l.held_now,
+        l.lost,
+        l.reused,
+        l.malformed,
+        l.never_issued,
+        l.wrong_prompt,
+        l.violation_count
+    );
+    for text in l.violations.iter().take(20) {
+        println!("violation: {text}");
+    }
+}
