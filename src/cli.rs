@@ -41,6 +41,7 @@ pub enum Command {
     #[command(disable_help_flag = true, disable_version_flag = true)]
     XpydStart(Raw),
     /// Print the YAML that means the same as another program's command line
+    #[command(disable_version_flag = true)]
     Migrate {
         /// xpyd or xpyd-start
         program: String,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pdrelay::cli::{self, Cli, Command};
-use pdrelay::config::legacy::{self, Again, Call, Outcome, Program};
+use pdrelay::config::legacy::{self, Again, Call, Migrated, Outcome, Program};
 use pdrelay::config::load::{Env, Known, Loaded, std_env};
 use pdrelay::config::{LogLevel, Problems, check, write};
 use pdrelay::{demo, handshake, log, policy, signal, terminal};
@@ -103,13 +103,12 @@ fn migrate(name: &str, args: &[String]) -> ExitCode {
         })
     });
     match migrated {
-        Ok((loaded, notes)) => {
+        Ok(Migrated { loaded, notes }) => {
             show_warnings(&loaded);
             print!("{}", write::yaml(&loaded.config, &notes));
             ExitCode::SUCCESS
         }
-        Err(Outcome::Exit(code)) => ExitCode::from(code),
-        Err(Outcome::Serve(_)) => unreachable!("a migration serves nobody"),
+        Err(code) => ExitCode::from(code),
     }
 }
 

@@ -241,13 +241,12 @@ static SCHEDULING_CONFIG: Section<Draft> = Section {
 pub static STARTUP: Section<Startup> = Section {
     name: "startup config",
     rows: rows! {
-        "wait_timeout" =>
-            |s, at| if let Some(wait) = at.duration_or_zero() { s.wait_timeout = above_none(wait) },
+        "wait_timeout" => |s, at| put(&mut s.wait_timeout, at.duration_or_zero().map(above_none)),
         "wait_timeout_seconds" = "wait_timeout" => wait_timeout_seconds,
         "probe_interval" => |s, at| put(&mut s.probe_interval, at.duration()),
         "probe_interval_seconds" = "probe_interval" => probe_interval_seconds,
         "heartbeat_interval" =>
-            |s, at| if let Some(pause) = at.duration_or_zero() { s.heartbeat_interval = above_none(pause) },
+            |s, at| put(&mut s.heartbeat_interval, at.duration_or_zero().map(above_none)),
         "heartbeat_interval_seconds" = "heartbeat_interval" => heartbeat_interval_seconds,
     },
 };
@@ -258,9 +257,10 @@ fn above_none(wait: Duration) -> Option<Duration> {
 }
 
 fn wait_timeout_seconds(startup: &mut Startup, at: &mut At) {
-    if let Some(wait) = at.duration_in(SECOND) {
-        startup.wait_timeout = above_none(wait);
-    }
+    put(
+        &mut startup.wait_timeout,
+        at.duration_in(SECOND).map(above_none),
+    );
 }
 
 /// The old proxy's is read as "at most": asking more often than that only finds an instance sooner.

@@ -24,8 +24,9 @@ pub struct Program {
     /// What the binary, or a link to it, may be called, without `.py` or `.sh`.
     pub argv0: &'static [&'static str],
     pub run: fn(&mut Call) -> Outcome,
-    /// The same command line as a configuration, with all that will be different.
-    pub migrate: fn(&mut Call) -> Result<(Loaded, Vec<Note>), Outcome>,
+    /// The same command line as a configuration.
+    /// The error is the exit code: why was said.
+    pub migrate: fn(&mut Call) -> Result<Migrated, u8>,
 }
 
 pub static PROGRAMS: &[&Program] = &[&xpyd::PROGRAM, &xpyd::start::PROGRAM];
@@ -77,7 +78,14 @@ pub type Again = Box<dyn Fn(&Known, Env) -> Result<Loaded, Problems>>;
 pub enum Outcome {
     /// Nothing: it ends with this.
     Exit(u8),
-    Serve(Serve),
+    Serve(Box<Serve>),
+}
+
+/// A command line as a configuration.
+pub struct Migrated {
+    pub loaded: Loaded,
+    /// What will be different.
+    pub notes: Vec<Note>,
 }
 
 pub struct Serve {

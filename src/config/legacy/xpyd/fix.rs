@@ -266,8 +266,7 @@ fn suggest(map: &Mapping) -> Vec<String> {
     }
 
     let mut lines = Vec::new();
-    let is_mixed =
-        |[p, d, both]: &[Vec<String>; 3]| !both.is_empty() && !(p.is_empty() && d.is_empty());
+    let is_mixed = |[p, d, both]: &[Vec<String>; 3]| !both.is_empty() && p.len() + d.len() > 0;
     for (name, roles) in &models {
         if is_mixed(roles) {
             lines.push(format!(

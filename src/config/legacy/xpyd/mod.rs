@@ -1,5 +1,10 @@
-//! xPyD-proxy, 1.0 and 1.8: both command lines at once, since neither contradicts the other. What 1.8 says
-//! and returns counts where they differ.
+//! xPyD-proxy, 1.0 and 1.8.
+//!
+//! * **For:** both of its command lines at once, since neither contradicts the other; what 1.8 says and
+//!   returns counts where they differ. Its start script is `start.rs`.
+//! * **Must never:** know a rule about a key of the YAML: there is one schema, in `config/schema.rs`.
+//! * **To extend:** a flag is a row in `PROXY` and its line in `overrides`; what it does differently from
+//!   the original is a note in `differences.rs`.
 
 pub mod differences;
 mod fix;
@@ -11,10 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::argparse::{Flag, Given, Parser, Takes};
-use super::{Call, Outcome, Program, Serve};
+use super::{Call, Migrated, Outcome, Program, Serve};
 use crate::config::load::{self, Env, Known, Loaded, Overrides, Problems, Source};
 use crate::config::schema::MODES;
-use crate::config::write::Note;
 use crate::config::{Config, FirstTokenSource, LogLevel, Scheduling, Startup, Surface};
 
 pub static PROGRAM: Program = Program {
@@ -287,12 +291,12 @@ fn load(
 fn serve(given: Given, file: Option<PathBuf>, call: &mut Call) -> Outcome {
     let overrides = overrides(&given);
     match load(file.as_deref(), &overrides, call.known, call.env) {
-        Ok(loaded) => Outcome::Serve(Serve {
+        Ok(loaded) => Outcome::Serve(Box::new(Serve {
             loaded,
             file: file.clone(),
             again: Box::new(move |known, env| load(file.as_deref(), &overrides, known, env)),
             log: None,
-        }),
+        })),
         Err(problems) => {
             let text = format!("xpyd: failed to load config: {problems}\n");
             call.terminal.err(&text);
@@ -301,19 +305,19 @@ fn serve(given: Given, file: Option<PathBuf>, call: &mut Call) -> Outcome {
     }
 }
 
-fn migrate(call: &mut Call) -> Result<(Loaded, Vec<Note>), Outcome> {
+fn migrate(call: &mut Call) -> Result<Migrated, u8> {
     let args = match call.args {
         [first, rest @ ..] if first == "proxy" => rest,
         args => args,
     };
     let refuse = |call: &mut Call, why: &str| {
         call.terminal.err(&PROXY.refusal(why));
-        Outcome::Exit(2)
+        2
     };
     let given = read(args).map_err(|why| refuse(call, &why))?;
     if given.help {
         call.terminal.out(&PROXY.help());
-        return Err(Outcome::Exit(0));
+        return Err(0);
     }
     for name in ["--init-config", "--validate-config", "--version"] {
         if given.has(name) {
@@ -331,12 +335,12 @@ fn migrate(call: &mut Call) -> Result<(Loaded, Vec<Note>), Outcome> {
     match load(file.as_deref(), &overrides, call.known, &|_| None) {
         Ok(loaded) => {
             let notes = differences::notes(&loaded.config);
-            Ok((loaded, notes))
+            Ok(Migrated { loaded, notes })
         }
         Err(problems) => {
             let text = format!("xpyd: failed to load config: {problems}\n");
             call.terminal.err(&text);
-            Err(Outcome::Exit(1))
+            Err(1)
         }
     }
 }

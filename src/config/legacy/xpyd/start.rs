@@ -2,11 +2,10 @@
 //! `xpyd --prefill ... --decode ...`, which is then what runs.
 
 use super::super::argparse::{Flag, Given, Parser, Takes};
-use super::super::{Call, Outcome, Program};
+use super::super::{Call, Migrated, Outcome, Program};
 use crate::config::Address;
-use crate::config::load::{Env, Loaded};
+use crate::config::load::Env;
 use crate::config::topology::{Topology, expand};
-use crate::config::write::Note;
 
 pub static PROGRAM: Program = Program {
     name: "xpyd-start",
@@ -90,7 +89,7 @@ static PARSER: Parser = Parser {
 fn run(call: &mut Call) -> Outcome {
     let args = match arguments(call) {
         Ok(args) => args,
-        Err(outcome) => return outcome,
+        Err(code) => return Outcome::Exit(code),
     };
     let log = match (call.env)("XPYD_LOG") {
         Some(folder) if !folder.is_empty() => Some(format!(
@@ -122,7 +121,7 @@ fn run(call: &mut Call) -> Outcome {
     }
 }
 
-fn migrate(call: &mut Call) -> Result<(Loaded, Vec<Note>), Outcome> {
+fn migrate(call: &mut Call) -> Result<Migrated, u8> {
     let args = arguments(call)?;
     super::migrate(&mut Call {
         args: &args,
@@ -132,17 +131,17 @@ fn migrate(call: &mut Call) -> Result<(Loaded, Vec<Note>), Outcome> {
     })
 }
 
-/// `xpyd`'s own arguments.
-fn arguments(call: &mut Call) -> Result<Vec<String>, Outcome> {
+/// `xpyd`'s own arguments; or the exit code, once it is said why.
+fn arguments(call: &mut Call) -> Result<Vec<String>, u8> {
     let read = PARSER.read(call.args);
     if read.as_ref().is_ok_and(|given| given.help) {
         call.terminal.out(&PARSER.help());
-        return Err(Outcome::Exit(0));
+        return Err(0);
     }
     let args = read.and_then(|given| translate(&given, call.env));
     args.map_err(|why| {
         call.terminal.err(&format!("ERROR: {why}\n"));
-        Outcome::Exit(1)
+        1
     })
 }
 

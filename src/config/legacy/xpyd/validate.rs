@@ -39,7 +39,7 @@ fn page(config: &Config) -> String {
         .iter()
         .find(|(_, handshake)| *handshake == config.handshake)
         .map_or(config.handshake.as_str(), |(mode, _)| mode);
-    if !config.models.strict {
+    if !config.models.strict && count(Role::Aggregated) == 0 {
         match count(Role::Prefill) {
             0 => line("topology", "decode-only"),
             _ => {
