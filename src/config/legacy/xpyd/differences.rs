@@ -3,44 +3,52 @@
 use crate::config::write::Note;
 use crate::config::{Config, FirstTokenSource, LogLevel, Role, Surface};
 
-const MADE: &str = "Made by `pdrelay migrate xpyd`. Check it with `pdrelay check -c FILE`, start it \
-    with `pdrelay serve -c FILE`. Comments say what is different from xPyD-proxy.";
-const EVERYWHERE: &str = "Everywhere: an engine's error keeps its own status and body (xPyD made most \
-    of them 500, or 200 without a body); a prefill 4xx is the answer, and decode is not asked; bodies \
-    are passed on byte by byte; prompts are counted without a tokenizer; engine connections are used \
-    again.";
-const SURFACE: &str = "The paths, error bodies and metrics of xPyD 1.8. Remove it for pdrelay's own. \
-    The client's Authorization goes to the engines unless openai_api_key is set.";
-const STARTUP: &str = "Only until the first readiness: 1.0 could end the process later, too, and 1.8 \
-    went on for ever. probe_interval_seconds is read as \"at most\".";
+const MADE: &str = "\
+    Made by `pdrelay migrate xpyd`. Check it with `pdrelay check -c FILE`, start it with \
+    `pdrelay serve -c FILE`. Comments say what is different from xPyD-proxy.";
+const EVERYWHERE: &str = "\
+    Everywhere: an engine's error keeps its own status and body (xPyD made most of them \
+    500, or 200 without a body); a prefill 4xx is the answer, and decode is not asked; \
+    bodies are passed on byte by byte; prompts are counted without a tokenizer; engine \
+    connections are used again.";
+const SURFACE: &str = "\
+    The paths, error bodies and metrics of xPyD 1.8. Remove it for pdrelay's own. The \
+    client's Authorization goes to the engines unless openai_api_key is set.";
+const STARTUP: &str = "\
+    Only until the first readiness: 1.0 could end the process later, too, and 1.8 went \
+    on for ever. probe_interval_seconds is read as \"at most\".";
 const RETRY: [&str; 2] = [
     "Off, as in every version of xPyD, whatever its section said.",
-    "Retries happen (xPyD read this section and never retried), before the first byte only. \
-     enabled: false turns them off.",
+    "Retries happen (xPyD read this section and never retried), before the first byte \
+    only. enabled: false turns them off.",
 ];
 const HEALTH_CHECK: [&str; 2] = [
     "Off: only requests show which engine is dead, and those that find it so are sent on.",
-    "On unless it is turned off (xPyD: off): a dead engine gets no traffic. An engine counts as \
-     healthy before its first probe.",
+    "On unless it is turned off (xPyD: off): a dead engine gets no traffic. An engine \
+    counts as healthy before its first probe.",
 ];
 const CIRCUIT_BREAKER: [&str; 2] = [
     "Off: an engine that fails keeps its share of the traffic.",
-    "On unless it is turned off (xPyD: off). An open one recovers: xPyD's stayed half-open for ever. \
-     timeout_duration_seconds is ejection_max; the first ejection is shorter. A decode failure is \
-     not charged to the prefill engine.",
+    "On unless it is turned off (xPyD: off). An open one recovers: xPyD's stayed \
+    half-open for ever. timeout_duration_seconds is ejection_max; the first ejection is \
+    shorter. A decode failure is not charged to the prefill engine.",
 ];
-const TIMEOUTS: &str = "xPyD waits without end; here every wait has one (configs/reference.yaml shows \
-    them).";
-const LIMITS: &str = "xPyD has none; here bodies above 64 MiB and more than 65536 requests at once \
-    are refused.";
-const LOG_LEVEL: &str = "The level of all lines (xPyD: of its web server's only). `info` has one line \
-    per request.";
-const FIRST_TOKEN: &str = "The first token comes as an event with decode's id, once decode has \
-    answered; n > 1, tools and logprobs take it from decode.";
-const RINGS: &str = "Rings hash with SHA-256, as in 1.7 and later: 1.0 (MD5) sent the same key \
-    elsewhere.";
-const LOAD_BALANCED: &str = "load_balanced ranks by estimated prompt lengths; no length is ever \
-    refused. pdrelay's own default is least_load.";
+const TIMEOUTS: &str =
+    "xPyD waits without end; here every wait has one (configs/reference.yaml shows them).";
+const LIMITS: &str = "\
+    xPyD has none; here bodies above 64 MiB and more than 65536 requests at once are \
+    refused.";
+const LOG_LEVEL: &str = "\
+    The level of all lines (xPyD: of its web server's only). `info` has one line per \
+    request.";
+const FIRST_TOKEN: &str = "\
+    The first token comes as an event with decode's id, once decode has answered; n > 1, \
+    tools and logprobs take it from decode.";
+const RINGS: &str =
+    "Rings hash with SHA-256, as in 1.7 and later: 1.0 (MD5) sent the same key elsewhere.";
+const LOAD_BALANCED: &str = "\
+    load_balanced ranks by estimated prompt lengths; no length is ever refused. \
+    pdrelay's own default is least_load.";
 const DECODE_ONLY: &str =
     "No prefill engine: every completion is a 503 until /instances/add adds one.";
 const STRICT: &str = "A model that nobody here serves is a 404.";
