@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Compares what xPyD-proxy (1.0.0 and 1.8.0, from PyPI) and `pdrelay xpyd` say of configuration files.
 
-usage: xpyd-configs.py [--pdrelay PATH] [--cases FILE] [--only NAME] [--verbose]
+usage: xpyd-configs.py [--pdrelay PATH] [--cases FILE] [--only NAME] [--verbose] [--record]
 
 Each original is installed once into a throw-away virtual environment below $COMPARE (default: the user's
 cache folder, pdrelay-compare). Every file of xpyd-configs.txt goes to `--validate-config` of the originals
 that know its keys and of `pdrelay xpyd`. The exit code must be the same, and so must what is printed: all
 lines of 1.8 (1.0 prints fewer) for a good file; for a bad one, our message must have the original's
 sentence. What differs must be in xpyd-differences.tsv, with its reason, and what is in there must differ:
-else the exit code is 1. Needs a Python 3.10 or newer with venv and pip's registry within reach.
+else the exit code is 1. --record keeps the originals' answers in xpyd-answers.tsv, which a test of pdrelay
+reads where there is no Python. Needs a Python 3.10 or newer with venv and pip's registry within reach.
 """
 
 import argparse
@@ -115,6 +116,20 @@ def sentence(text):
     return lines[0] if lines else ""
 
 
+def record(path, answers):
+    """One line per answer: version, case, exit code, and what a test can look for without this script: the
+    lines of a good file after its first, or the part of the sentence that is not the library's own."""
+    lines = ["# The originals' answers to xpyd-configs.txt; written by `xpyd-configs.py --record`.\n"]
+    for (version, name), (code, out, err) in answers.items():
+        text = "|".join(out.strip().splitlines()[1:])
+        if code:
+            text = sentence(err)
+            text = re.split(r": invalid literal|(?<=Malformed YAML) in |(?<=expected one of) \[", text)[0]
+            text = "" if re.match(r"[\w.]+: (Input|Field|Extra)", text) else text
+        lines.append(f"{version}\t{name}\t{code}\t{text}\n")
+    path.write_text("".join(lines))
+
+
 def is_of_library(text):
     """A sentence that says nothing without its field."""
     return text.startswith(("Input should be", "Field required", "Extra inputs"))
@@ -152,6 +167,7 @@ def main():
     parser.add_argument("--pdrelay", default=target / "debug" / "pdrelay", type=pathlib.Path)
     parser.add_argument("--cases", default=HERE / "xpyd-configs.txt", type=pathlib.Path)
     parser.add_argument("--only", help="one case")
+    parser.add_argument("--record", action="store_true", help="write xpyd-answers.tsv")
     parser.add_argument("--verbose", action="store_true", help="everything that was printed")
     args = parser.parse_args()
     if not args.pdrelay.exists():
@@ -169,9 +185,11 @@ def main():
     ours = {name: run_ours(args.pdrelay, path) for name, path in paths.items()}
 
     agree = listed = wrong = 0
+    answers = {}
     for version in ORIGINALS:
         files = {name: paths[name] for name, (versions, _) in cases.items() if version in versions}
         for name, theirs in (run_original(version, files) if files else {}).items():
+            answers[version, name] = theirs
             why = differs(version, theirs, ours[name], sentences)
             reason = known.pop((name, version), None)
             if why is None and reason is None:
@@ -189,6 +207,8 @@ def main():
             print(f"{version} {name:32} {verdict}")
             if args.verbose:
                 print(f"    theirs: {theirs}\n    ours:   {ours[name]}")
+    if args.record and not args.only:
+        record(HERE / "xpyd-answers.tsv", answers)
     if not args.only:
         for name, version in known:
             wrong += 1

@@ -540,3 +540,61 @@ fn programs_are_known_by_what_they_are_called() {
         assert!(legacy::by_argv0(argv0).is_none(), "{argv0}");
     }
 }
+
+fn of_compare(name: &str) -> String {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/compare");
+    std::fs::read_to_string(folder.join(name)).unwrap()
+}
+
+/// The recorded answers of 1.0.0 and 1.8.0; `tools/compare/xpyd-configs.py` asks the originals themselves.
+#[test]
+fn answers_are_those_of_the_originals() {
+    let folder = Folder::new("originals");
+    let cases = of_compare("xpyd-configs.txt");
+    let mut files = std::collections::HashMap::new();
+    for part in cases.split("\n=== ").skip(1) {
+        let (head, text) = part.split_once('\n').unwrap_or((part, ""));
+        let name = head.split(' ').next().unwrap();
+        let text = if text.is_empty() {
+            String::new()
+        } else {
+            format!("{text}\n")
+        };
+        let file = folder.file(&format!("{name}.yaml"), &text);
+        files.insert(
+            name,
+            ended("xpyd", &format!("--validate-config {file}"), &[]),
+        );
+    }
+    let differences = of_compare("xpyd-differences.tsv");
+    let is_listed = |version: &str, name: &str| {
+        let row = format!("case\t{name}\t{version}\t");
+        differences.lines().any(|line| line.starts_with(&row))
+    };
+    let mut seen = 0;
+    let answers = of_compare("xpyd-answers.tsv");
+    for line in answers.lines().filter(|line| !line.starts_with('#')) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [version, name, code, text] = fields.as_slice() else {
+            panic!("{line}");
+        };
+        let (ours, out, err) = &files[name];
+        seen += 1;
+        if is_listed(version, name) {
+            continue;
+        }
+        assert_eq!(ours.to_string(), **code, "{version} {name}: {err}");
+        if *ours == 0 {
+            let of_old = |l: &&str| *version != "1.0" || !l.starts_with("  t");
+            let lines: Vec<&str> = out.lines().skip(1).filter(of_old).collect();
+            assert_eq!(lines.join("|"), *text, "{version} {name}");
+        } else {
+            let first = err.lines().next().unwrap();
+            assert!(
+                first.contains(text),
+                "{version} {name}: {text:?} is not in {first:?}"
+            );
+        }
+    }
+    assert!(seen >= 160 && files.len() >= 150, "{seen} {}", files.len());
+}
