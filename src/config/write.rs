@@ -253,17 +253,28 @@ impl Page<'_> {
         }
     }
 
+    /// Above no key: so it says itself which one it is about.
+    fn comments_alone(&mut self, key: &str) {
+        for note in self.notes.iter().filter(|note| note.key == key) {
+            self.comment(&format!("{key}: {}", note.text));
+        }
+    }
+
     /// A note stands even where its key has the usual value.
     fn key(&mut self, key: &str, value: &str, differs: bool) {
-        self.comments(key);
         if differs {
+            self.comments(key);
             _ = writeln!(self.text, "{key}: {value}");
+        } else {
+            self.comments_alone(key);
         }
     }
 
     fn section(&mut self, key: &str, lines: Lines) {
-        self.comments(key);
-        if !lines.0.is_empty() {
+        if lines.0.is_empty() {
+            self.comments_alone(key);
+        } else {
+            self.comments(key);
             _ = write!(self.text, "{key}:\n{}", lines.0);
         }
     }
@@ -300,10 +311,13 @@ impl Page<'_> {
             return;
         }
         for role in Role::ALL {
-            self.comments(role.name());
             let mut of_role = instances.iter().filter(|i| i.role == role).peekable();
-            if of_role.peek().is_some() {
-                _ = writeln!(self.text, "{}:", role.name());
+            match of_role.peek() {
+                None => self.comments_alone(role.name()),
+                Some(_) => {
+                    self.comments(role.name());
+                    _ = writeln!(self.text, "{}:", role.name());
+                }
             }
             for instance in of_role {
                 _ = writeln!(self.text, "  - {}", item(instance));

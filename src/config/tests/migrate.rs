@@ -77,9 +77,9 @@ fn every_difference_has_its_comment() {
     for word in [
         "# Everywhere: an engine's error keeps its own status",
         "# Off, as in every version of xPyD",
-        "# On unless it is turned off (xPyD: off). An open one recovers",
+        "# circuit_breaker: On unless it is turned off (xPyD: off). An open one recovers",
         "# load_balanced ranks by estimated prompt lengths",
-        "# xPyD waits without end",
+        "# timeouts: xPyD waits without end",
     ] {
         assert!(text.contains(word), "{word}\n{text}");
     }
