@@ -44,6 +44,36 @@ pub enum Command {
     },
     /// Print the completion script of a shell
     Completions { shell: Shell },
+    /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Xpyd(Raw),
+    /// Run as xPyD-proxy's start script, with its flags and environment
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    XpydStart(Raw),
+    /// Print the YAML that means the same as another program's command line
+    #[command(disable_version_flag = true)]
+    Migrate {
+        /// xpyd or xpyd-start
+        program: String,
+        /// What that program was started with
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<String>,
+    },
+}
+
+/// Another program's arguments, which only that program reads.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Raw {
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    pub args: Vec<String>,
 }
 
 /// What `serve` and `check` take. Flags win over the file; a list replaces the file's list.
@@ -149,6 +179,7 @@ impl ServeArgs {
             shards,
             cpus,
             numa,
+            ..Overrides::default()
         }
     }
 
@@ -193,7 +224,14 @@ mod tests {
 
     const KNOWN: Known<'static> = Known {
         handshakes: &["sequential", "nixl", "aggregated"],
-        policies: &["round_robin", "least_load"],
+        policies: &[
+            "round_robin",
+            "least_load",
+            "load_balanced",
+            "consistent_hash",
+            "cache_aware",
+            "power_of_two",
+        ],
     };
 
     fn command(line: &str) -> Command {

@@ -8,7 +8,7 @@
 //! A floor names only floors below it (or its own); `tests/structure` checks that.
 //!
 //! ```text
-//!  7  main.rs  demo  cli  signal
+//!  7  main.rs  demo  cli  signal  terminal
 //!  6  server/      threads: shards serve clients, control watches the cluster
 //!  5  handshake/   one file per protocol between stages                 <- door 1: HANDSHAKES
 //!  4  exchange/    one client request and the tools to answer it: pick, call, open, reply
@@ -74,4 +74,5 @@ pub mod rng;
 pub mod server;
 pub mod shared;
 pub mod signal;
+pub mod terminal;
 pub mod wire;

@@ -1,21 +1,30 @@
 //! The binary: reads the command line, starts a server, waits for a signal.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use pdrelay::cli::{self, Cli, Command};
-use pdrelay::config::load::{Known, Loaded, std_env};
-use pdrelay::config::{LogLevel, Problems, check};
-use pdrelay::{demo, handshake, log, policy, signal};
+use pdrelay::config::legacy::{self, Again, Call, Migrated, Outcome, Program};
+use pdrelay::config::load::{Env, Known, Loaded, std_env};
+use pdrelay::config::{LogLevel, Problems, check, write};
+use pdrelay::{demo, handshake, log, policy, signal, terminal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if let Some((program, args)) = stand_in() {
+        return run_as(program, &args);
+    }
     let cli = Cli::parse();
     match cli.command {
         Command::Serve(args) => match load(&args) {
-            Ok(loaded) => serve(args, loaded),
+            Ok(loaded) => serve(Start {
+                file: args.config.clone(),
+                again: Box::new(move |known, env| cli::config_from(&args, known, env)),
+                loaded,
+            }),
             Err(code) => code,
         },
         Command::Check(args) => match load(&args) {
@@ -32,23 +41,91 @@ fn main() -> ExitCode {
             cli::write_completions(shell, &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Migrate { program, args } => migrate(&program, &args),
+        // Without arguments, which `stand_in` leaves to nobody.
+        Command::Xpyd(_) | Command::XpydStart(_) => unreachable!("stand_in() took it"),
+    }
+}
+
+/// The program that this process stands in for: by what it was called as, or by its first argument. Its
+/// arguments are its own: nobody else looks at them.
+fn stand_in() -> Option<(&'static Program, Vec<String>)> {
+    let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+    let argv0 = args.next()?;
+    if let Some(program) = legacy::by_argv0(&argv0) {
+        return Some((program, args.collect()));
+    }
+    let program = legacy::by_name(&args.next()?)?;
+    Some((program, args.collect()))
+}
+
+fn run_as(program: &Program, args: &[String]) -> ExitCode {
+    let outcome = with_known(|known| {
+        (program.run)(&mut Call {
+            args,
+            known,
+            env: &std_env,
+            terminal: &mut terminal::Standard,
+        })
+    });
+    let start = match outcome {
+        Outcome::Exit(code) => return ExitCode::from(code),
+        Outcome::Serve(start) => start,
+    };
+    if let Some(log) = &start.log
+        && let Err(error) = terminal::tee(log)
+    {
+        eprintln!("ERROR: the output cannot go to {}: {error}", log.display());
+        return ExitCode::FAILURE;
+    }
+    serve(Start {
+        loaded: start.loaded,
+        file: start.file,
+        again: start.again,
+    })
+}
+
+/// Another program's command line as our YAML.
+fn migrate(name: &str, args: &[String]) -> ExitCode {
+    let Some(program) = legacy::by_name(name) else {
+        let names: Vec<&str> = legacy::PROGRAMS.iter().map(|p| p.name).collect();
+        eprintln!(
+            "error: '{name}' is no program that can be migrated: {}",
+            names.join(", ")
+        );
+        return ExitCode::from(2);
+    };
+    let migrated = with_known(|known| {
+        (program.migrate)(&mut Call {
+            args,
+            known,
+            env: &std_env,
+            terminal: &mut terminal::Standard,
+        })
+    });
+    match migrated {
+        Ok(Migrated { loaded, notes }) => {
+            show_warnings(&loaded);
+            print!("{}", write::yaml(&loaded.config, &notes));
+            ExitCode::SUCCESS
+        }
+        Err(code) => ExitCode::from(code),
     }
 }
 
 fn load(args: &cli::ServeArgs) -> Result<Loaded, ExitCode> {
-    read(args).map_err(|problems| {
+    with_known(|known| cli::config_from(args, known, &std_env)).map_err(|problems| {
         eprintln!("{problems}");
         ExitCode::FAILURE
     })
 }
 
-fn read(args: &cli::ServeArgs) -> Result<Loaded, Problems> {
+fn with_known<T>(then: impl FnOnce(&Known) -> T) -> T {
     let (handshakes, policies) = (handshake::names(), policy::names());
-    let known = Known {
+    then(&Known {
         handshakes: &handshakes,
         policies: &policies,
-    };
-    cli::config_from(args, &known, &std_env)
+    })
 }
 
 fn show_warnings(loaded: &Loaded) {
@@ -57,9 +134,17 @@ fn show_warnings(loaded: &Loaded) {
     }
 }
 
-fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
-    show_warnings(&loaded);
-    let config = loaded.config;
+/// What is served, and how it is read again.
+struct Start {
+    loaded: Loaded,
+    /// Watched: a change is a reload.
+    file: Option<PathBuf>,
+    again: Again,
+}
+
+fn serve(start: Start) -> ExitCode {
+    show_warnings(&start.loaded);
+    let config = start.loaded.config;
     let _log = match log::start(log::Options {
         level: level(config.log_level),
         access: config.log_level >= LogLevel::Info,
@@ -90,15 +175,15 @@ fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
         server.address
     );
     server.on_failure(signal::raise_end);
-    if let Some(file) = &args.config {
-        watch_file(file.clone());
+    if let Some(file) = start.file {
+        watch_file(file);
     }
     let signal = loop {
         let signal = signals.wait();
         if !signal.is_reload() {
             break signal;
         }
-        reload(&server, &args);
+        reload(&server, &start.again);
     };
     if let Some(why) = server.failure() {
         eprintln!("pdrelay: {why}");
@@ -121,8 +206,10 @@ fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
 }
 
 /// Reads the same file with the same flags again. A mistake in it changes nothing.
-fn reload(server: &pdrelay::server::Server, args: &cli::ServeArgs) {
-    match read(args) {
+fn reload(server: &pdrelay::server::Server, again: &Again) {
+    let env: Env = &std_env;
+    let loaded: Result<Loaded, Problems> = with_known(|known| again(known, env));
+    match loaded {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 log::warning(|| format!("reload: {warning}"));
@@ -141,7 +228,7 @@ fn reload(server: &pdrelay::server::Server, args: &cli::ServeArgs) {
 
 /// Looks at the file once a second; a change is a reload. Editors and configuration mounts replace files
 /// in many ways, and all of them change what `stat` says.
-fn watch_file(file: std::path::PathBuf) {
+fn watch_file(file: PathBuf) {
     let look = move |file: &std::path::Path| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(file)

@@ -48,7 +48,8 @@ impl Address {
         }
         if !host_ok(host) {
             return Err(format!(
-                "Invalid host in instance {text}: '{host}' is not an IP address or a host name"
+                "Invalid host in instance {text}: '{host}' does not appear to be an IPv4 or IPv6 \
+                 address, nor a host name"
             ));
         }
         Ok(Address::tcp(host, number as u16))

@@ -7,10 +7,14 @@ use std::time::Duration;
 use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
-use super::{Address, Config, Cores, Limits, Role, Timeouts};
+use super::schema::is_of_models;
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
 
-/// Policies of the old proxy that are planned, so that the message can say more than "unknown".
-const POLICIES_PLANNED: [&str; 3] = ["cache_aware", "consistent_hash", "power_of_two"];
+/// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
+const POLICY_ALIASES: [(&str, &str); 2] = [
+    ("loadbalanced", "load_balanced"),
+    ("roundrobin", "round_robin"),
+];
 
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
@@ -25,7 +29,8 @@ fn needs(handshake: &str) -> Option<&'static [Role]> {
 pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &mut Report) {
     check_handshake(config, known, report);
     check_policies(config, known, report);
-    check_roles(config, report);
+    check_model(config, places, report);
+    check_roles(config, places, report);
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
@@ -40,6 +45,19 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
+        if name == "zmq" {
+            let (message, fix) = match report.is_set("zmq") {
+                false => (
+                    "disaggregated_mode=zmq requires a zmq configuration",
+                    "and it is not supported yet: use nixl or direct",
+                ),
+                true => (
+                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
+                    "use nixl or direct",
+                ),
+            };
+            return report.problem(key, message, fix);
+        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -61,14 +79,90 @@ fn check_policies(config: &Config, known: &Known, report: &mut Report) {
         if known.policies.contains(&name.as_str()) || !report.is_sound(key) {
             continue;
         }
-        let expected = listed(known.policies);
+        let names = policy_names(known);
+        let expected = listed(&names);
         let message = format!("Invalid scheduling value '{name}'; expected one of {expected}");
-        let fix = if POLICIES_PLANNED.contains(&name.as_str()) {
-            format!("{name} is not built yet")
-        } else {
-            suggest(name, known.policies)
+        report.problem(key, message, suggest(name, &names));
+    }
+}
+
+/// All that can be written as a policy.
+fn policy_names<'a>(known: &Known<'a>) -> Vec<&'a str> {
+    let mut names = known.policies.to_vec();
+    let aliases = POLICY_ALIASES.iter();
+    names.extend(
+        aliases
+            .filter(|(_, ours)| known.policies.contains(ours))
+            .map(|(alias, _)| *alias),
+    );
+    names
+}
+
+/// As in the old proxy, a model whose own policy is unknown is served with that of all.
+pub(super) fn drop_unknown_schedulers(config: &mut Config, known: &Known, report: &mut Report) {
+    config.models.schedulers.retain(|model, policy| {
+        let is_known = known.policies.contains(&policy.as_str());
+        if !is_known {
+            let message = format!(
+                "Invalid scheduler '{policy}' of model '{model}'; expected one of {}",
+                listed(&policy_names(known))
+            );
+            report.warning("models", message, "'scheduling' decides for it");
+        }
+        is_known
+    });
+}
+
+/// The old proxy wants a name in its single-model form, which its `/v1/models` shows.
+fn check_model(config: &Config, places: &[String], report: &mut Report) {
+    let single = !places.iter().any(|place| is_of_models(place));
+    let needed = config.surface == Surface::Xpyd && single && !config.instances.is_empty();
+    if needed && config.model.is_empty() && report.is_sound("model") {
+        let message = "Please specify a model name (required in single-model mode).";
+        report.problem(
+            "model",
+            message,
+            "write model: NAME, the name that clients use",
+        );
+    }
+}
+
+/// Each model needs either its own prefill and decode instances, or aggregated ones.
+fn check_models(config: &Config, report: &mut Report) {
+    if !report.is_sound("instances") || !report.is_sound("models") {
+        return;
+    }
+    let key = if report.is_set("models") {
+        "models"
+    } else {
+        "instances"
+    };
+    let mut names: Vec<&str> = Vec::new();
+    for instance in &config.instances {
+        if !names.contains(&instance.model.as_str()) {
+            names.push(&instance.model);
+        }
+    }
+    for name in names {
+        let has = |role: Role| {
+            let mut all = config.instances.iter();
+            all.any(|instance| instance.role == role && instance.model == name)
         };
-        report.problem(key, message, fix);
+        let (prefill, decode) = (has(Role::Prefill), has(Role::Decode));
+        if has(Role::Aggregated) && (prefill || decode) {
+            let message = format!(
+                "Model '{name}' mixes aggregated and prefill/decode instances. A model must use \
+                 either all aggregated or prefill+decode instances, not both."
+            );
+            report.problem(key, message, "remove some of them");
+        } else if prefill != decode {
+            let message = format!(
+                "Model '{name}' requires at least one prefill and one decode instance (or use all \
+                 aggregated instances)."
+            );
+            let missing = if prefill { "decode" } else { "prefill" };
+            report.problem(key, message, format!("add a {missing} instance"));
+        }
     }
 }
 
@@ -87,22 +181,41 @@ fn count(config: &Config, role: Role) -> usize {
         .count()
 }
 
-fn check_roles(config: &Config, report: &mut Report) {
+fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
+        let message = match config.surface {
+            Surface::Native => "no instances are configured",
+            Surface::Xpyd => "Please specify at least one decode node.",
+        };
         let fix = "list prefill and decode addresses, or aggregated ones";
-        report.problem("", "no instances are configured", fix);
+        report.problem("", message, fix);
         return;
     }
     let Some(needed) = needs(handshake) else {
         return;
     };
+    if places.iter().any(|place| is_of_models(place)) {
+        check_models(config, report);
+        let only = |role| count(config, role) == config.instances.len();
+        // Models with prefill and decode, and beside them aggregated ones, which need no handshake.
+        if handshake != "aggregated" && !only(Role::Aggregated) {
+            return;
+        }
+    }
     for role in Role::ALL {
         let (name, count) = (role.name(), count(config, role));
         let is_needed = needed.contains(&role);
         if is_needed && count == 0 {
             // A list with mistakes in it was reported as such.
-            if report.is_sound(name) && report.is_sound("instances") && report.is_sound("models") {
+            let sound = [name, "instances", "models"].map(|key| report.is_sound(key));
+            if sound != [true; 3] {
+                continue;
+            }
+            if role == Role::Prefill && config.surface == Surface::Xpyd {
+                let message = "there is no prefill instance: every completion is a 503";
+                report.warning(name, message, "add one by /instances/add");
+            } else {
                 let message = format!("Please specify at least one {name} node.");
                 let fix = format!("handshake {handshake} needs {name}: [host:port]");
                 report.problem(name, message, fix);
@@ -270,6 +383,17 @@ pub fn print(config: &Config) -> String {
         },
     );
     line("handshake", &config.handshake);
+    if config.surface != Surface::Native {
+        line("surface", config.surface.name());
+    }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        line("first_token", "prefill");
+    }
+    let startup = &config.startup;
+    let (now, usual) = (startup_shown(startup), startup_shown(&Default::default()));
+    if now != usual {
+        line("startup", &differing(&now, &usual));
+    }
     let scheduling = &config.scheduling;
     line(
         "scheduling",
@@ -293,15 +417,18 @@ pub fn print(config: &Config) -> String {
             n => line(role.name(), &format!("{n} instances")),
         }
         for instance in of_role() {
-            if instance.weight == 1.0 {
-                line("", &instance.address.to_string());
-            } else {
-                line(
-                    "",
-                    &format!("{} weight {}", instance.address, instance.weight),
-                );
+            let mut text = instance.address.to_string();
+            if !instance.model.is_empty() {
+                text += &format!(" model {}", instance.model);
             }
+            if instance.weight != 1.0 {
+                text += &format!(" weight {}", instance.weight);
+            }
+            line("", &text);
         }
+    }
+    for (model, policy) in &config.models.schedulers {
+        line("scheduler", &format!("{policy} for model {model}"));
     }
     line("shards", &shards(&config.cores));
     let default = Config::default();
@@ -403,6 +530,20 @@ fn limits(limits: &Limits) -> Shown {
         ("connections_max", connections_max.to_string()),
         ("releases_max", releases_max.to_string()),
         ("idle_per_instance_max", idle_per_instance_max.to_string()),
+    ]
+}
+
+fn startup_shown(startup: &super::Startup) -> Shown {
+    let super::Startup {
+        wait_timeout,
+        probe_interval,
+        heartbeat_interval,
+    } = startup;
+    let optional = |wait: Option<Duration>| wait.map_or("none".into(), show_duration);
+    vec![
+        ("wait_timeout", optional(*wait_timeout)),
+        ("probe_interval", show_duration(*probe_interval)),
+        ("heartbeat_interval", optional(*heartbeat_interval)),
     ]
 }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use super::reader::{At, Place, Report, put};
 use super::schema::{self, Draft};
 use super::yaml::{self, Value};
-use super::{Address, Config, Cores, InstanceConfig, LogLevel, Role, Secret, check};
+use super::{
+    Address, Config, Cores, FirstTokenSource, InstanceConfig, LogLevel, Role, Secret, check,
+};
 
 /// The names that upper floors answer to; this floor cannot ask them.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +116,11 @@ pub struct Overrides {
     pub port: Option<u16>,
     pub log_level: Option<LogLevel>,
     pub handshake: Option<String>,
+    /// A mode of the old proxy: its handshake, for models with prefill and decode.
+    pub mode: Option<&'static str>,
+    /// The policy of all stages.
+    pub scheduling: Option<String>,
+    pub first_token_source: Option<FirstTokenSource>,
     pub prefill: Vec<String>,
     pub decode: Vec<String>,
     pub aggregated: Vec<String>,
@@ -188,7 +195,18 @@ pub fn load(
     known: &Known,
     env: Env,
 ) -> Result<Loaded, Problems> {
-    let mut draft = Draft::default();
+    load_over(Config::default(), source, overrides, known, env)
+}
+
+/// The same over other defaults than ours: those of a program that pdrelay stands in for.
+pub fn load_over(
+    defaults: Config,
+    source: Option<Source>,
+    overrides: &Overrides,
+    known: &Known,
+    env: Env,
+) -> Result<Loaded, Problems> {
+    let mut draft = Draft::over(defaults);
     let mut report;
     if let Some(Source { text, label, file }) = source {
         let node = yaml::parse(text).map_err(|malformed| {
@@ -214,19 +232,27 @@ pub fn load(
         mut config,
         mut instances,
         handshake,
+        mode,
+        zmq,
         ..
     } = draft;
+    if zmq && mode != Some("zmq") {
+        let message = "zmq has no effect without disaggregated_mode: zmq";
+        report.warning("zmq", message, "remove it");
+    }
     // encode, prefill, decode, aggregated; in written order within a role.
     instances.sort_by_key(|(instance, _)| instance.role);
     let places: Vec<String>;
     (config.instances, places) = instances.into_iter().unzip();
     let only_aggregated =
         !config.instances.is_empty() && config.instances.iter().all(|i| i.role == Role::Aggregated);
-    config.handshake = match handshake {
-        Some(name) => name,
-        None if only_aggregated => "aggregated".into(),
-        None => config.handshake,
+    config.handshake = match (handshake, mode) {
+        (Some(name), _) => name,
+        (None, _) if only_aggregated => "aggregated".into(),
+        (None, Some(mode)) => mode.into(),
+        (None, None) => config.handshake,
     };
+    check::drop_unknown_schedulers(&mut config, known, &mut report);
     check::check(&config, &places, known, &mut report);
 
     report.problems.sort_by_key(|problem| problem.line);
@@ -271,6 +297,16 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
         flag(report, "handshake", "handshake");
         draft.handshake = Some(name.clone());
     }
+    if let Some(mode) = overrides.mode {
+        flag(report, "disaggregated_mode", "disaggregated-mode");
+        draft.mode = Some(mode);
+        draft.handshake = None;
+    }
+    if let Some(name) = &overrides.scheduling {
+        config.scheduling.prefill = name.clone();
+        config.scheduling.decode = name.clone();
+    }
+    put(&mut config.first_token_source, overrides.first_token_source);
 
     // One way to choose cores replaces another; --shards and --numa go together.
     let Overrides {
@@ -318,15 +354,8 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
             flag(report, &key, &format!("{}[{i}]", role.name()));
             match Address::parse(text) {
                 Ok(address) => {
-                    draft.instances.push((
-                        InstanceConfig {
-                            address,
-                            role,
-                            weight: 1.0,
-                            model: String::new(),
-                        },
-                        key,
-                    ));
+                    let instance = InstanceConfig::new(address, role);
+                    draft.instances.push((instance, key));
                 }
                 Err(why) => report.problem(&key, why, ""),
             }

@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod check;
+pub mod legacy;
 pub mod load;
 pub mod quantity;
 mod reader;
@@ -15,6 +16,7 @@ pub mod schema;
 #[cfg(test)]
 mod tests;
 pub mod topology;
+pub mod write;
 mod yaml;
 
 pub use address::Address;
@@ -150,7 +152,7 @@ pub struct Startup {
     /// If no prefill and decode instance (or aggregated one) is healthy by then, the process ends with a
     /// message. `None`: it waits for ever. Default: `None` (xPyD-proxy: 600 s).
     pub wait_timeout: Option<Duration>,
-    /// How often instances are probed until then. Default 1 s.
+    /// How often instances are probed until then. Default 1 s. xPyD-proxy's key for it is an upper bound.
     pub probe_interval: Duration,
     /// How often the log says who is healthy; `None`: never. Default: `None` (xPyD-proxy: 30 s).
     pub heartbeat_interval: Option<Duration>,

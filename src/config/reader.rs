@@ -173,7 +173,13 @@ impl<'n, 'r> At<'n, 'r> {
         let Value::Map(_) = self.node.value else {
             if !self.is_null() {
                 let got = self.node.value.type_name();
-                let message = format!("'{}' section must be a mapping, got {got}", self.name());
+                // The old proxy has two ways of saying it.
+                let section = if self.name() == "startup" {
+                    " section"
+                } else {
+                    ""
+                };
+                let message = format!("'{}'{section} must be a mapping, got {got}", self.name());
                 self.fail(message, "write its keys below it, indented");
             }
             return false;

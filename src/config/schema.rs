@@ -7,8 +7,8 @@ use super::reader::{At, Report, Row, Section, put, suggest};
 use super::topology::{self, Topology};
 use super::yaml::Value;
 use super::{
-    CircuitBreaker, Config, HealthCheck, InstanceConfig, Limits, LogLevel, PrefillFailure, Retry,
-    Role, Scheduling, Secret, Timeouts,
+    CircuitBreaker, Config, FirstTokenSource, HealthCheck, InstanceConfig, Limits, LogLevel,
+    PrefillFailure, Retry, Role, Scheduling, Secret, Startup, Surface, Timeouts,
 };
 use std::time::Duration;
 
@@ -18,12 +18,26 @@ pub struct Draft {
     pub config: Config,
     /// In written order, each with the key of its place in the `Report`.
     pub instances: Vec<(InstanceConfig, String)>,
-    /// `handshake:`, or what `disaggregated_mode:` means.
     pub handshake: Option<String>,
-    mode: Option<&'static str>,
+    /// The handshake that `disaggregated_mode:` means: only for models with prefill and decode.
+    pub mode: Option<&'static str>,
+    /// There is a `zmq` section.
+    pub zmq: bool,
+    /// A policy was named, not only an option of one.
+    policy_named: bool,
     roundrobin: bool,
-    /// Distinct models named by `instances`.
-    models: Vec<String>,
+    /// `consistent_hash: {virtual_nodes: N}`.
+    virtual_nodes: Option<u32>,
+}
+
+impl Draft {
+    /// Nothing is read yet.
+    pub fn over(defaults: Config) -> Draft {
+        Draft {
+            config: defaults,
+            ..Draft::default()
+        }
+    }
 }
 
 macro_rules! rows {
@@ -44,10 +58,13 @@ pub static TOP: Section<Draft> = Section {
         "decode" => |d, at| read_stage(d, at, Role::Decode),
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
+        "models" => read_models,
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
-        "scheduling" => |d, at| read_scheduling(&mut d.config.scheduling, at),
-        "roundrobin" => |d, at| put(&mut d.roundrobin, at.boolean()),
+        "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
+        "first_token_source" => |d, at| put(&mut d.config.first_token_source, read_word(at, &FIRST_TOKENS)),
+        "startup" => |d, at| _ = at.section(&mut d.config.startup, &STARTUP),
+        "scheduling" => read_scheduling,
         "limits" => |d, at| _ = at.section(&mut d.config.limits, &LIMITS),
         "timeouts" => |d, at| _ = at.section(&mut d.config.timeouts, &TIMEOUTS),
         "retry" => |d, at| _ = at.section(&mut d.config.retry, &RETRY),
@@ -60,28 +77,26 @@ pub static TOP: Section<Draft> = Section {
         "forward" => |d, at| d.config.forward = read_forward(at),
         "openai_api_key" => |d, at| d.config.openai_api_key = read_secret(at),
         "admin_api_key" => |d, at| d.config.admin_api_key = read_secret(at),
-        // Keys of the old proxy. Harmless without effect:
-        "startup" => |_, at| { at.section(&mut (), &STARTUP); },
-        "wait_timeout_seconds" => no_effect_startup,
-        "probe_interval_seconds" => no_effect_startup,
-        "heartbeat_interval_seconds" => no_effect_startup,
-        "tokenizer_path" => |_, at| no_effect(at, "pdrelay counts prompts without a tokenizer"),
-        "consistent_hash" => policy_options,
-        "power_of_two" => policy_options,
-        "cache_aware" => policy_options,
-        "loadbalanced" => policy_options,
-        "load_balanced" => policy_options,
-        "round_robin" => policy_options,
-        "scheduling_config" => policy_options,
-        // Not harmless, so refused until they work:
-        "first_token_source" => read_first_token_source,
-        "generator_on_p_node" => |_, at| if at.boolean() == Some(true) {
-            not_supported(at, "generator_on_p_node: true", "remove it: the decode instance sends the first token");
+        // Keys of the old proxy.
+        "wait_timeout_seconds" => |d, at| wait_timeout_seconds(&mut d.config.startup, at),
+        "probe_interval_seconds" => |d, at| probe_interval_seconds(&mut d.config.startup, at),
+        "heartbeat_interval_seconds" => |d, at| heartbeat_interval_seconds(&mut d.config.startup, at),
+        "consistent_hash" => |d, at| _ = at.section(d, &CONSISTENT_HASH),
+        "cache_aware" => |d, at| _ = at.section(d, &CACHE_AWARE),
+        "power_of_two" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "loadbalanced" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "load_balanced" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "roundrobin" => |d, at| put(&mut d.roundrobin, at.boolean()),
+        "round_robin" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "scheduling_config" => |d, at| _ = at.section(d, &SCHEDULING_CONFIG),
+        "generator_on_p_node" => |d, at| if at.boolean() == Some(true) {
+            d.config.first_token_source = FirstTokenSource::Prefill;
         },
-        "zmq" => |_, at| if !at.is_null() { not_supported(at, "zmq", "use handshake: nixl or sequential") },
-        "models" => |_, at| if !at.is_null() {
-            not_supported(at, "models", "run one pdrelay per model, with prefill and decode lists");
+        "tokenizer_path" => |_, at| if !at.is_null() && at.text().is_some() {
+            let why = "tokenizer_path has no effect: pdrelay counts prompts without a tokenizer";
+            at.warn(why, "remove it");
         },
+        "zmq" => |d, at| d.zmq = !at.is_null(),
     },
 };
 
@@ -175,23 +190,92 @@ pub static CIRCUIT_BREAKER: Section<CircuitBreaker> = Section {
     },
 };
 
-static SCHEDULING: Section<Scheduling> = Section {
+pub static SCHEDULING: Section<Scheduling> = Section {
     name: "scheduling",
     rows: rows! {
         "prefill" => |s, at| put(&mut s.prefill, at.text().map(policy_name)),
         "decode" => |s, at| put(&mut s.decode, at.text().map(policy_name)),
         "load_view_max_age" => |s, at| put(&mut s.load_view_max_age, at.duration_or_zero()),
+        "virtual_nodes" => |s, at| put(&mut s.virtual_nodes, at.integer(1..=VIRTUAL_NODES_MAX)),
+        "prefix_length" => |s, at| put(&mut s.prefix_length, at.integer(1..=PREFIX_LENGTH_MAX)),
     },
 };
 
-static STARTUP: Section<()> = Section {
-    name: "startup config",
+/// Beyond this a ring is slower and no more even.
+const VIRTUAL_NODES_MAX: u32 = 65_536;
+const PREFIX_LENGTH_MAX: u32 = 1 << 20;
+
+static CONSISTENT_HASH: Section<Draft> = Section {
+    name: "consistent_hash",
     rows: rows! {
-        "wait_timeout_seconds" => no_effect_startup,
-        "probe_interval_seconds" => no_effect_startup,
-        "heartbeat_interval_seconds" => no_effect_startup,
+        "virtual_nodes" => |d, at| d.virtual_nodes = at.integer(1..=VIRTUAL_NODES_MAX),
     },
 };
+
+static CACHE_AWARE: Section<Draft> = Section {
+    name: "cache_aware",
+    rows: rows! {
+        "prefix_length" =>
+            |d, at| put(&mut d.config.scheduling.prefix_length, at.integer(1..=PREFIX_LENGTH_MAX)),
+    },
+};
+
+static NO_OPTIONS: Section<Draft> = Section {
+    name: "a policy without options",
+    rows: &[],
+};
+
+static SCHEDULING_CONFIG: Section<Draft> = Section {
+    name: "scheduling_config",
+    rows: rows! {
+        "consistent_hash" => |d, at| _ = at.section(d, &CONSISTENT_HASH),
+        "cache_aware" => |d, at| _ = at.section(d, &CACHE_AWARE),
+        "power_of_two" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "loadbalanced" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "load_balanced" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "roundrobin" => |d, at| _ = at.section(d, &NO_OPTIONS),
+        "round_robin" => |d, at| _ = at.section(d, &NO_OPTIONS),
+    },
+};
+
+pub static STARTUP: Section<Startup> = Section {
+    name: "startup config",
+    rows: rows! {
+        "wait_timeout" => |s, at| put(&mut s.wait_timeout, at.duration_or_zero().map(above_none)),
+        "wait_timeout_seconds" = "wait_timeout" => wait_timeout_seconds,
+        "probe_interval" => |s, at| put(&mut s.probe_interval, at.duration()),
+        "probe_interval_seconds" = "probe_interval" => probe_interval_seconds,
+        "heartbeat_interval" =>
+            |s, at| put(&mut s.heartbeat_interval, at.duration_or_zero().map(above_none)),
+        "heartbeat_interval_seconds" = "heartbeat_interval" => heartbeat_interval_seconds,
+    },
+};
+
+/// 0 is "never", or "for ever".
+fn above_none(wait: Duration) -> Option<Duration> {
+    (!wait.is_zero()).then_some(wait)
+}
+
+fn wait_timeout_seconds(startup: &mut Startup, at: &mut At) {
+    put(
+        &mut startup.wait_timeout,
+        at.duration_in(SECOND).map(above_none),
+    );
+}
+
+/// The old proxy's is read as "at most": asking more often than that only finds an instance sooner.
+fn probe_interval_seconds(startup: &mut Startup, at: &mut At) {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    if let Some(interval) = at.duration_in(SECOND) {
+        startup.probe_interval = interval.clamp(SHORTEST, Startup::default().probe_interval);
+    }
+}
+
+fn heartbeat_interval_seconds(startup: &mut Startup, at: &mut At) {
+    if let Some(pause) = above_zero(at) {
+        startup.heartbeat_interval = Some(pause);
+    }
+}
 
 /// An item of a stage's list in its long form.
 #[derive(Default)]
@@ -236,6 +320,9 @@ pub fn keys() -> Vec<String> {
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
         .chain(of("startup.", &STARTUP))
+        .chain(of("consistent_hash.", &CONSISTENT_HASH))
+        .chain(of("cache_aware.", &CACHE_AWARE))
+        .chain(MODEL_KEYS.iter().map(|key| format!("models.{key}")))
         .collect()
 }
 
@@ -309,12 +396,9 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                     _ => item.address = read_address(at),
                 }
                 if let Some(address) = item.address {
-                    let weight = item.weight.unwrap_or(1.0);
                     let instance = InstanceConfig {
-                        address,
-                        role,
-                        weight,
-                        model: String::new(),
+                        weight: item.weight.unwrap_or(1.0),
+                        ..InstanceConfig::new(address, role)
                     };
                     draft.instances.push((instance, at.path.clone()));
                 }
@@ -374,7 +458,8 @@ fn read_topology(draft: &mut Draft, at: &mut At, role: Role) {
                 sizes[size - 1] = at.whole().and_then(|n| {
                     let size = u64::try_from(n).ok().filter(|n| *n >= 1);
                     if size.is_none() {
-                        at.fail(format!("{name} {key} must be at least 1, got {n}"), "");
+                        let message = format!("{name} {key} must be a positive integer, got {n}");
+                        at.fail(message, "");
                     }
                     size
                 });
@@ -411,16 +496,11 @@ fn read_topology(draft: &mut Draft, at: &mut At, role: Role) {
     };
     match topology::expand(name, &topology) {
         Ok(addresses) => {
-            let instance = |address| InstanceConfig {
-                address,
-                role,
-                weight: 1.0,
-                model: String::new(),
-            };
             let path = &at.path;
-            draft
-                .instances
-                .extend(addresses.into_iter().map(|a| (instance(a), path.clone())));
+            let instances = addresses
+                .into_iter()
+                .map(|address| (InstanceConfig::new(address, role), path.clone()));
+            draft.instances.extend(instances);
         }
         Err(why) => at.fail(why, ""),
     }
@@ -435,40 +515,107 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
         at.section(&mut item, &INSTANCE);
         missing_in_item(at, "address");
         missing_in_item(at, "role");
-        if !item.model.is_empty() && !draft.models.contains(&item.model) {
-            draft.models.push(item.model);
-            if draft.models.len() == 2 {
-                let message = "instances of several models are not supported yet";
-                at.fail(message, "run one pdrelay per model");
-            }
-        }
         let (Some(address), Some(role)) = (item.address, item.role) else {
             return;
         };
         let instance = InstanceConfig {
-            address,
-            role,
             weight: item.weight.unwrap_or(1.0),
-            model: String::new(),
+            model: item.model,
+            ..InstanceConfig::new(address, role)
         };
-        let twice = draft
-            .instances
-            .iter()
-            .any(|(i, place)| place.starts_with("instances") && same(i, &instance));
-        if twice {
-            let message = format!(
-                "Instance '{}' is listed twice as {}",
-                instance.address,
-                role.name()
-            );
-            return at.warn(message, "the first one counts");
-        }
-        draft.instances.push((instance, at.path.clone()));
+        let path = at.path.clone();
+        add_once(draft, at, instance, path);
     });
 }
 
-fn same(a: &InstanceConfig, b: &InstanceConfig) -> bool {
-    a.address == b.address && a.role == b.role
+/// In `instances` and `models` an address counts once per role; in the lists it may repeat.
+fn add_once(draft: &mut Draft, at: &mut At, instance: InstanceConfig, place: String) {
+    let twice = draft.instances.iter().any(|(other, place)| {
+        is_of_models(place) && other.address == instance.address && other.role == instance.role
+    });
+    if twice {
+        let message = format!(
+            "Instance '{}' is listed twice as {}",
+            instance.address,
+            instance.role.name()
+        );
+        return at.warn(message, "the first one counts");
+    }
+    draft.instances.push((instance, place));
+}
+
+/// Whether an instance was written under `instances` or `models`, not in a list of its role.
+pub fn is_of_models(place: &str) -> bool {
+    place.starts_with("instances") || place.starts_with("models")
+}
+
+const MODEL_KEYS: [&str; 5] = ["name", "prefill", "decode", "aggregated", "scheduler"];
+
+/// `models:`, the short form of `instances`.
+fn read_models(draft: &mut Draft, at: &mut At) {
+    at.each(
+        "a list of {name, prefill, decode, aggregated, scheduler}",
+        |at| {
+            let Value::Map(entries) = &at.node.value else {
+                return at.mistyped("{name, prefill, decode, aggregated, scheduler}");
+            };
+            let name = entries.iter().find(|entry| entry.key == "name");
+            let name = match name.map(|entry| &entry.node.value) {
+                Some(Value::Text(name)) if !name.trim().is_empty() => name.trim().to_owned(),
+                _ => {
+                    let message = "Each model in 'models' must have a non-empty 'name'.";
+                    return at.fail(message, "write name: MODEL, the name that clients use");
+                }
+            };
+            let has = |key: &str| {
+                let found = entries.iter().find(|entry| entry.key == key);
+                found.is_some_and(|e| match &e.node.value {
+                    Value::List(items) => !items.is_empty(),
+                    value => *value != Value::Null,
+                })
+            };
+            if has("aggregated") && (has("prefill") || has("decode")) {
+                let message = format!(
+                    "Model '{name}' cannot have both 'aggregated' and 'prefill'/'decode' fields."
+                );
+                return at.fail(message, "give each model its own item");
+            }
+            for index in at.entries() {
+                let mut at = at.entry(index);
+                match entries[index].key.as_str() {
+                    "name" => {}
+                    "prefill" => read_stage_of(&name, draft, &mut at, Role::Prefill),
+                    "decode" => read_stage_of(&name, draft, &mut at, Role::Decode),
+                    "aggregated" => read_stage_of(&name, draft, &mut at, Role::Aggregated),
+                    "scheduler" if at.is_null() => {}
+                    "scheduler" => match at.text().map(policy_name) {
+                        Some(policy) if has("aggregated") => {
+                            draft.config.models.schedulers.insert(name.clone(), policy);
+                        }
+                        Some(_) => {
+                            let message =
+                                "scheduler has no effect: it is for aggregated models only";
+                            at.warn(message, "'scheduling' decides for the others");
+                        }
+                        None => {}
+                    },
+                    key => {
+                        let message = format!("Unknown keys in model '{name}': ['{key}']");
+                        at.fail(message, suggest(key, &MODEL_KEYS));
+                    }
+                }
+            }
+        },
+    );
+}
+
+fn read_stage_of(model: &str, draft: &mut Draft, at: &mut At, role: Role) {
+    let mut own = Draft::default();
+    read_stage(&mut own, at, role);
+    for (instance, place) in own.instances {
+        let model = model.to_owned();
+        add_once(draft, at, InstanceConfig { model, ..instance }, place);
+    }
 }
 
 // --- Single values --------------------------------------------------------------------------------
@@ -563,6 +710,31 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
     ("error", PrefillFailure::Error),
     ("decode_only", PrefillFailure::DecodeOnly),
 ];
+
+const SURFACES: (&str, &[(&str, Surface)]) = (
+    "'native' or 'xpyd'",
+    &[("native", Surface::Native), ("xpyd", Surface::Xpyd)],
+);
+
+const FIRST_TOKENS: (&str, &[(&str, FirstTokenSource)]) = (
+    "'prefill' or 'decode'",
+    &[
+        ("prefill", FirstTokenSource::Prefill),
+        ("decode", FirstTokenSource::Decode),
+    ],
+);
+
+/// One of a few words; the error lists them.
+fn read_word<T: Copy>(at: &mut At, (listed, words): &(&str, &[(&str, T)])) -> Option<T> {
+    let text = at.text()?;
+    let known = words.iter().find(|(word, _)| *word == text);
+    if known.is_none() {
+        let message = format!("{} must be {listed}, got '{text}'", at.name());
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        at.fail(message, suggest(text, &words));
+    }
+    known.map(|(_, value)| *value)
+}
 
 fn read_prefill_failure(at: &mut At) -> Option<PrefillFailure> {
     let text = at.text()?;
@@ -677,90 +849,48 @@ fn above_zero(at: &mut At) -> Option<Duration> {
 
 // --- Handshake and scheduling ---------------------------------------------------------------------
 
+/// The handshake that a mode of the old proxy means. `zmq` is refused by the checks.
+pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "zmq")];
+
 fn read_mode(draft: &mut Draft, at: &mut At) {
-    match at.text() {
-        Some("direct") => draft.mode = Some("sequential"),
-        Some("nixl") => draft.mode = Some("nixl"),
-        Some("zmq") => {
-            let fix = "use handshake: nixl or sequential";
-            not_supported(at, "disaggregated_mode: zmq", fix);
-        }
-        Some(other) => {
-            let message = format!("disaggregated_mode must be 'direct' or 'nixl', got '{other}'");
+    let Some(text) = at.text() else { return };
+    match MODES.iter().find(|(mode, _)| *mode == text) {
+        Some((_, handshake)) => draft.mode = Some(handshake),
+        None => {
+            let message =
+                format!("disaggregated_mode must be 'direct', 'nixl' or 'zmq', got '{text}'");
             at.fail(message, "handshake: NAME is our own key for it");
         }
-        None => {}
     }
 }
 
 /// Our name of a policy, from any of its names.
 pub fn policy_name(text: &str) -> String {
     match text {
-        "roundrobin" | "round_robin" => "round_robin",
-        "loadbalanced" | "load_balanced" | "least_load" => "least_load",
+        "roundrobin" => "round_robin",
+        "loadbalanced" => "load_balanced",
         other => other,
     }
     .into()
 }
 
-fn read_scheduling(scheduling: &mut Scheduling, at: &mut At) {
-    match at.node.value {
-        Value::Map(_) | Value::Null => _ = at.section(scheduling, &SCHEDULING),
+fn read_scheduling(draft: &mut Draft, at: &mut At) {
+    let scheduling = &mut draft.config.scheduling;
+    match &at.node.value {
+        Value::Map(entries) => {
+            let named = |key: &str| entries.iter().any(|entry| entry.key == key);
+            draft.policy_named = named("prefill") || named("decode");
+            at.section(scheduling, &SCHEDULING);
+        }
+        Value::Null => {}
         Value::Text(_) => {
             if let Some(name) = at.text().map(policy_name) {
                 scheduling.prefill = name.clone();
                 scheduling.decode = name;
+                draft.policy_named = true;
             }
         }
         _ => at.mistyped("a policy's name or a mapping {prefill, decode, load_view_max_age}"),
-    }
-}
-
-// --- Keys of the old proxy ------------------------------------------------------------------------
-
-fn not_supported(at: &mut At, what: &str, fix: &str) {
-    at.fail(format!("{what} is not supported yet"), fix);
-}
-
-fn no_effect(at: &mut At, why: &str) {
-    if !at.is_null() {
-        let message = format!("{} has no effect: {why}", at.name());
-        at.warn(message, "remove it");
-    }
-}
-
-fn no_effect_startup<T>(_: &mut T, at: &mut At) {
-    if !at.is_null() && at.float(0.0..=f64::MAX).is_some() {
-        no_effect(
-            at,
-            "pdrelay listens at once and asks by itself who is up (health_check)",
-        );
-    }
-}
-
-fn policy_options(_: &mut Draft, at: &mut At) {
-    match at.node.value {
-        Value::Map(_) | Value::Null => no_effect(at, "no policy has options yet"),
-        _ => {
-            let got = at.node.value.type_name();
-            let message = format!("'{}' must be a mapping, got {got}", at.name());
-            at.fail(message, "");
-        }
-    }
-}
-
-fn read_first_token_source(_: &mut Draft, at: &mut At) {
-    match at.text() {
-        Some("decode") | None => {}
-        Some("prefill") => {
-            let fix = "remove it: the decode instance sends the first token";
-            not_supported(at, "first_token_source: prefill", fix);
-        }
-        Some(other) => {
-            let message =
-                format!("first_token_source must be 'prefill' or 'decode', got '{other}'");
-            at.fail(message, "");
-        }
     }
 }
 
@@ -768,28 +898,28 @@ fn read_first_token_source(_: &mut Draft, at: &mut At) {
 
 /// What the keys of one file demand of each other, once all are read.
 pub fn settle(draft: &mut Draft, report: &mut Report) {
-    match (draft.mode, &draft.handshake) {
-        (Some(mode), Some(handshake)) if mode != handshake => {
-            let message = format!(
-                "disaggregated_mode means handshake: {mode}, but handshake is '{handshake}'"
-            );
-            report.problem("disaggregated_mode", message, "keep one of the two keys");
-        }
-        (Some(mode), _) => draft.handshake = Some(mode.into()),
-        (None, _) => {}
+    if let (Some(mode), Some(handshake)) = (draft.mode, &draft.handshake)
+        && mode != handshake
+    {
+        let message =
+            format!("disaggregated_mode means handshake: {mode}, but handshake is '{handshake}'");
+        report.problem("disaggregated_mode", message, "keep one of the two keys");
     }
 
     if draft.roundrobin {
         let scheduling = &mut draft.config.scheduling;
-        let named = report.is_set("scheduling.prefill")
-            || report.is_set("scheduling.decode")
-            || (report.is_set("scheduling") && !report.is_set("scheduling.load_view_max_age"));
-        if !named {
+        if !draft.policy_named {
             scheduling.prefill = "round_robin".into();
             scheduling.decode = "round_robin".into();
         } else if scheduling.prefill != "round_robin" || scheduling.decode != "round_robin" {
             let message = "roundrobin has no effect: 'scheduling' decides";
             report.warning("roundrobin", message, "remove it");
+        }
+    }
+    for key in STARTUP.rows.iter().map(|row| row.name) {
+        if report.is_set(key) && report.is_set(&format!("startup.{key}")) {
+            let message = format!("'{key}' and 'startup.{key}' are two spellings of one key");
+            report.problem(key, message, "keep one of them");
         }
     }
 
@@ -802,28 +932,44 @@ pub fn settle(draft: &mut Draft, report: &mut Report) {
     let listed = draft
         .instances
         .iter()
-        .any(|(_, place)| !place.starts_with("instances"));
-    if report.is_set("instances") && listed {
+        .any(|(_, place)| !is_of_models(place));
+    let of_models = |key: &str| {
+        draft
+            .instances
+            .iter()
+            .any(|(_, place)| place.starts_with(key))
+    };
+    if of_models("instances") && of_models("models") {
+        let message = "Cannot specify both 'models' and 'instances'.";
+        report.problem("models", message, "move all into one of them");
+    }
+    let key = if of_models("models") {
+        "models"
+    } else {
+        "instances"
+    };
+    if of_models(key) && listed {
         let message =
             "Cannot use 'instances' or 'models' together with legacy 'prefill'/'decode' lists.";
         let fix = format!(
-            "move what is under {} into instances, or the other way",
+            "move what is under {} into {key}, or the other way",
             lists.join(", ")
         );
-        report.problem("instances", message, fix);
+        report.problem(key, message, fix);
     }
 
+    settle_models(draft, report);
     let config = &mut draft.config;
-    if let [model] = draft.models.as_slice() {
-        if config.model.is_empty() {
-            config.model = model.clone();
-        } else if config.model != *model {
-            let message = format!(
-                "the instances' model '{model}' is not model '{}'",
-                config.model
-            );
-            report.problem("instances", message, "several models are not supported yet");
-        }
+    // `cache_aware` has a ring too, which that key of the old proxy does not mean.
+    let uses = |policy: &str| {
+        let Scheduling {
+            prefill, decode, ..
+        } = &config.scheduling;
+        let of_models = config.models.schedulers.values().any(|name| name == policy);
+        prefill == policy || decode == policy || of_models
+    };
+    if uses("consistent_hash") {
+        put(&mut config.scheduling.virtual_nodes, draft.virtual_nodes);
     }
 
     // A default never contradicts what was written about its sister.
@@ -844,4 +990,29 @@ pub fn settle(draft: &mut Draft, report: &mut Report) {
     } else if !is_set("max_backoff") {
         retry.max_backoff = retry.max_backoff.max(retry.initial_backoff);
     }
+}
+
+/// Names of models: those of the instances count.
+fn settle_models(draft: &mut Draft, report: &mut Report) {
+    let config = &mut draft.config;
+    let of_models = |(_, place): &&(InstanceConfig, String)| is_of_models(place);
+    let mut names: Vec<&str> = Vec::new();
+    for (instance, _) in draft.instances.iter().filter(of_models) {
+        if !instance.model.is_empty() && !names.contains(&instance.model.as_str()) {
+            names.push(&instance.model);
+        }
+    }
+    let any = draft.instances.iter().any(|one| of_models(&one));
+    config.models.strict = any && (!names.is_empty() || config.surface == Surface::Xpyd);
+    if names.is_empty() {
+        return;
+    }
+    if report.is_set("model") && names != [config.model.as_str()] {
+        let message = "model has no effect: the instances name theirs";
+        report.warning("model", message, "remove it");
+    }
+    config.model = match names.as_slice() {
+        [name] => (*name).to_owned(),
+        _ => String::new(),
+    };
 }

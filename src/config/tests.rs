@@ -2,19 +2,29 @@
 
 mod cross;
 mod example;
+mod migrate;
+mod models;
 mod never_panics;
 mod position;
 mod print;
 mod quantity;
 mod topology;
 mod value;
+mod xpyd;
 
 use super::load::{Loaded, Overrides, Source};
 use super::{Config, Known, Problems, load};
 
 pub const KNOWN: Known<'static> = Known {
     handshakes: &["sequential", "nixl", "aggregated"],
-    policies: &["round_robin", "least_load"],
+    policies: &[
+        "round_robin",
+        "least_load",
+        "load_balanced",
+        "consistent_hash",
+        "cache_aware",
+        "power_of_two",
+    ],
 };
 
 pub fn read(text: &str) -> Result<Config, Problems> {

@@ -51,12 +51,14 @@ pub fn expand(role: &str, topology: &Topology) -> Result<Vec<Address>, String> {
         ("world_size_per_node", *world),
     ] {
         if size < 1 {
-            return Err(format!("{role} {name} must be at least 1, got {size}"));
+            return Err(format!(
+                "{role} {name} must be a positive integer, got {size}"
+            ));
         }
     }
     for (name, size) in [("tp_size", *tp), ("dp_size", *dp)] {
         if !size.is_power_of_two() {
-            return Err(format!("{role} {name} must be a power of 2, got {size}"));
+            return Err(format!("{role} {name} must be a power of two, got {size}"));
         }
     }
     if u128::from(*tp) * u128::from(*dp) != nodes.len() as u128 * u128::from(*world) {
@@ -75,8 +77,11 @@ pub fn expand(role: &str, topology: &Topology) -> Result<Vec<Address>, String> {
         };
         let Ok(port) = u16::try_from(u32::from(*port) + placed[node]) else {
             return Err(format!(
-                "{role} topology invalid: node {} has no port left for its instance {}",
-                nodes[node], placed[node]
+                "Port out of range in instance {host}:{}: node {} has no port left for its \
+                 instance {}",
+                u32::from(*port) + placed[node],
+                nodes[node],
+                placed[node]
             ));
         };
         placed[node] += 1;

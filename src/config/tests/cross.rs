@@ -94,7 +94,13 @@ fn instances_and_lists_exclude_each_other() {
     let loaded = read_with(text, &overrides).unwrap();
     assert_eq!(addresses(&loaded.config, Role::Decode), ["d:1"]);
     let model = "model: m\ninstances: [{address: 'a:1', role: dual, model: other}]";
-    assert!(refused(model).contains("the instances' model 'other' is not model 'm'"));
+    let loaded = read_with(model, &Overrides::default()).unwrap();
+    assert_eq!(loaded.config.model, "other");
+    assert!(
+        loaded.warnings[0]
+            .to_string()
+            .contains("model has no effect")
+    );
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn world_size_need_not_be_a_power_of_two() {
         config
             .unwrap_err()
             .to_string()
-            .contains("dp_size must be a power of 2, got 3")
+            .contains("dp_size must be a power of two, got 3")
     );
 }
 
@@ -99,9 +99,9 @@ fn every_topology_mistake_is_named() {
         ),
         "x.yaml:4: decode.nodes[0]: decode invalid node format: a (write host:port, with the port of its first instance)\n\
          x.yaml:5: decode.nodes[1]: decode invalid port in node b:x (write host:port, with the port of its first instance)\n\
-         x.yaml:6: decode.nodes[2]: decode invalid node format: 10.0.0.300:1: Invalid host in instance 10.0.0.300:1: '10.0.0.300' is not an IP address or a host name (write host:port, with the port of its first instance)\n\
+         x.yaml:6: decode.nodes[2]: decode invalid node format: 10.0.0.300:1: Invalid host in instance 10.0.0.300:1: '10.0.0.300' does not appear to be an IPv4 or IPv6 address, nor a host name (write host:port, with the port of its first instance)\n\
          x.yaml:7: decode.nodes[3]: nodes[3] must be a string, got int (put it in quotes)\n\
-         x.yaml:8: decode.tp_size: decode tp_size must be at least 1, got 0\n\
+         x.yaml:8: decode.tp_size: decode tp_size must be a positive integer, got 0\n\
          x.yaml:9: decode.dp_size: dp_size must be an integer, got str"
     );
     assert_eq!(

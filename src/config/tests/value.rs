@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::load::{Overrides, Source, load};
-use super::super::{Address, Config, LogLevel, Role, Secret};
+use super::super::{Address, Config, FirstTokenSource, LogLevel, Role, Secret, Surface};
 use super::{KNOWN, PD, addresses, bad, good, odd, read, read_with, refused};
 
 #[test]
@@ -50,7 +50,13 @@ retry: {enabled: true, max_retries: 3, initial_backoff_ms: 50, max_backoff_ms: 2
         addresses(&config, Role::Decode),
         ["10.0.0.1:8200", "10.0.0.1:8200"]
     );
-    assert_eq!(config.scheduling.decode, "least_load");
+    assert_eq!(config.scheduling.decode, "load_balanced");
+    assert_eq!(config.startup.wait_timeout, Some(Duration::from_secs(600)));
+    assert_eq!(config.startup.probe_interval, Duration::from_secs(1));
+    assert_eq!(
+        config.startup.heartbeat_interval,
+        Some(Duration::from_secs(30))
+    );
     assert_eq!(config.handshake, "sequential");
     assert_eq!(config.admin_api_key, Some(Secret("adm".into())));
     assert_eq!(config.health_check.interval, Duration::from_secs(10));
@@ -240,8 +246,8 @@ fn aliases_of_policies() {
     for (name, ours) in [
         ("roundrobin", "round_robin"),
         ("round_robin", "round_robin"),
-        ("loadbalanced", "least_load"),
-        ("load_balanced", "least_load"),
+        ("loadbalanced", "load_balanced"),
+        ("load_balanced", "load_balanced"),
         ("least_load", "least_load"),
     ] {
         let config = good(&format!("scheduling: {name}"));
@@ -271,23 +277,20 @@ fn aliases_of_policies() {
 
 #[test]
 fn unknown_policies_list_what_exists() {
+    let names = "['cache_aware', 'consistent_hash', 'least_load', 'load_balanced', 'loadbalanced', \
+                 'power_of_two', 'round_robin', 'roundrobin']";
     assert_eq!(
         bad("scheduling: round-robbin"),
-        "x.yaml:3: scheduling: Invalid scheduling value 'round-robbin'; expected one of \
-         ['least_load', 'round_robin'] (did you mean 'round_robin'?)"
+        format!(
+            "x.yaml:3: scheduling: Invalid scheduling value 'round-robbin'; expected one of {names} \
+             (did you mean 'round_robin'?)"
+        )
     );
-    for planned in ["consistent_hash", "cache_aware", "power_of_two"] {
-        let problems = bad(&format!("scheduling: {planned}"));
-        assert!(
-            problems.ends_with(&format!("({planned} is not built yet)")),
-            "{problems}"
-        );
-    }
-    assert_eq!(
-        bad("scheduling:\n  prefill: x\n  decode: least_load\n"),
-        "x.yaml:4: scheduling.prefill: Invalid scheduling value 'x'; expected one of \
-         ['least_load', 'round_robin'] (known: round_robin, least_load)"
+    let problems = bad("scheduling:\n  prefill: x\n  decode: least_load\n");
+    let start = format!(
+        "x.yaml:4: scheduling.prefill: Invalid scheduling value 'x'; expected one of {names} (known: "
     );
+    assert!(problems.starts_with(&start), "{problems}");
     assert!(bad("scheduling: [x]").contains("must be a policy's name or a mapping"));
 }
 
@@ -312,57 +315,102 @@ fn handshakes_and_their_aliases() {
     );
     assert_eq!(
         bad("disaggregated_mode: zmq"),
-        "x.yaml:3: disaggregated_mode: disaggregated_mode: zmq is not supported yet (use \
-         handshake: nixl or sequential)"
+        "x.yaml:3: disaggregated_mode: disaggregated_mode=zmq requires a zmq configuration (and it is \
+         not supported yet: use nixl or direct)"
     );
-    assert!(bad("disaggregated_mode: x").contains("must be 'direct' or 'nixl', got 'x'"));
+    let problems = bad("disaggregated_mode: zmq\nzmq: {port: 7500}");
+    assert!(
+        problems.contains("zmq is not supported yet: it lands with"),
+        "{problems}"
+    );
+    assert_eq!(problems.lines().count(), 1, "{problems}");
+    assert_eq!(
+        odd("zmq: {port: 7500}"),
+        ["x.yaml:3: zmq: zmq has no effect without disaggregated_mode: zmq (remove it)"]
+    );
+    assert!(bad("disaggregated_mode: x").contains("must be 'direct', 'nixl' or 'zmq', got 'x'"));
+    // A mode is about prefill and decode: aggregated engines have no use for it.
+    let config = read("disaggregated_mode: nixl\naggregated: ['a:1']").unwrap();
+    assert_eq!(config.handshake, "aggregated");
 }
 
 #[test]
-fn old_keys_that_would_change_behaviour_are_refused() {
-    for lines in [
-        "first_token_source: prefill",
-        "generator_on_p_node: true",
-        "zmq: {port: 7500}",
-        "models: [{name: m, decode: ['a:1']}]",
-    ] {
-        let problems = bad(lines);
-        assert!(problems.contains(" is not supported yet ("), "{problems}");
-        assert_eq!(problems.lines().count(), 1, "{problems}");
+fn first_tokens_and_surfaces() {
+    for lines in ["first_token_source: prefill", "generator_on_p_node: true"] {
+        let first = good(lines).first_token_source;
+        assert_eq!(first, FirstTokenSource::Prefill, "{lines}");
     }
-    assert_eq!(
-        refused("models: [{name: m, decode: ['a:1']}]")
-            .lines()
-            .count(),
-        1,
-        "no complaint about missing nodes on top"
-    );
+    for lines in ["first_token_source: decode", "generator_on_p_node: false"] {
+        let first = good(lines).first_token_source;
+        assert_eq!(first, FirstTokenSource::Decode, "{lines}");
+    }
     assert!(bad("first_token_source: me").contains("must be 'prefill' or 'decode', got 'me'"));
-    let two = "instances: [{address: 'a:1', role: dual, model: a}, {address: 'b:1', role: dual, model: b}]";
-    assert!(refused(two).contains("instances of several models are not supported yet"));
+    assert_eq!(good("surface: native").surface, Surface::Native);
+    assert_eq!(good("surface: xpyd\nmodel: m").surface, Surface::Xpyd);
+    assert!(bad("surface: openai").contains("surface must be 'native' or 'xpyd', got 'openai'"));
 }
 
 #[test]
 fn old_keys_without_effect_are_warned_about() {
-    let warnings = odd(
-        "startup:\n  wait_timeout_seconds: 5\ntokenizer_path: /models\nprobe_interval_seconds: 3\n\
-         cache_aware: {prefix_length: 9}\n",
-    );
-    let starts = [
-        "x.yaml:4: startup.wait_timeout_seconds: wait_timeout_seconds has no effect",
-        "x.yaml:5: tokenizer_path: tokenizer_path has no effect",
-        "x.yaml:6: probe_interval_seconds: probe_interval_seconds has no effect",
-        "x.yaml:7: cache_aware: cache_aware has no effect",
-    ];
-    assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
-    for (warning, start) in warnings.iter().zip(starts) {
-        assert!(warning.starts_with(start), "{warning}");
-    }
     assert_eq!(
-        bad("startup: {foo: 1}"),
-        "x.yaml:3: startup.foo: Unknown keys in startup config: ['foo'] (known: \
-         wait_timeout_seconds, probe_interval_seconds, heartbeat_interval_seconds)"
+        odd("tokenizer_path: /models\n"),
+        [
+            "x.yaml:3: tokenizer_path: tokenizer_path has no effect: pdrelay counts prompts without a \
+          tokenizer (remove it)"
+        ]
     );
+    assert!(bad("tokenizer_path: 7").contains("tokenizer_path must be a string, got int"));
+}
+
+#[test]
+fn startup_in_both_spellings() {
+    let of = |lines: &str| {
+        let startup = good(lines).startup;
+        let ms = |wait: Duration| wait.as_millis();
+        (
+            startup.wait_timeout.map(ms),
+            ms(startup.probe_interval),
+            startup.heartbeat_interval.map(ms),
+        )
+    };
+    assert_eq!(of(""), (None, 1_000, None));
+    assert_eq!(
+        of("startup: {wait_timeout: 5m, probe_interval: 5s, heartbeat_interval: 30s}"),
+        (Some(300_000), 5_000, Some(30_000))
+    );
+    // The old proxy's interval is an upper bound.
+    let old =
+        "wait_timeout_seconds: 60, probe_interval_seconds: 10, heartbeat_interval_seconds: 2.5";
+    let expected = (Some(60_000), 1_000, Some(2_500));
+    assert_eq!(of(&format!("startup: {{{old}}}")), expected);
+    assert_eq!(of(&old.replace(", ", "\n")), expected);
+    assert_eq!(of("probe_interval_seconds: 0"), (None, 100, None));
+    assert_eq!(of("wait_timeout_seconds: 0\nstartup:"), (None, 1_000, None));
+    for (lines, why) in [
+        (
+            "startup: {heartbeat_interval_seconds: 0}",
+            "heartbeat_interval_seconds must be above 0",
+        ),
+        (
+            "startup: {wait_timeout_seconds: -1}",
+            "wait_timeout_seconds must be between 0",
+        ),
+        (
+            "startup: {probe_interval: 0}",
+            "probe_interval must be above 0",
+        ),
+        (
+            "startup: {wait_timeout: 1s, wait_timeout_seconds: 1}",
+            "two spellings of one key",
+        ),
+        (
+            "startup: {wait_timeout_seconds: 1}\nwait_timeout_seconds: 1",
+            "two spellings of one key",
+        ),
+    ] {
+        assert!(bad(lines).contains(why), "{lines}: {}", bad(lines));
+    }
+    assert!(bad("startup: {foo: 1}").contains("Unknown keys in startup config: ['foo'] (known: "));
     assert!(bad("startup: [1]").contains("'startup' section must be a mapping, got list"));
     assert!(bad("cache_aware: 1").contains("'cache_aware' must be a mapping, got int"));
 }
