@@ -282,6 +282,9 @@ impl Reply {
             }
             self.chunks += 1;
         }
+        if relay.done() {
+            opened.picked.in_flight.give_back();
+        }
         Ok(out)
     }
 
@@ -327,6 +330,9 @@ impl Reply {
                 )),
             };
             let full = buf.len() == buf.capacity();
+            if relay.done() {
+                opened.picked.in_flight.give_back();
+            }
             let written = match step {
                 Ok(Step::Same(n)) => {
                     buf.truncate(n);

@@ -23,6 +23,7 @@ use std::task::{Poll, Waker};
 
 use super::{Exchange, Leg, Request, Stop, Tools, Trace};
 use crate::cluster::Instance;
+use crate::cluster::models::Scope;
 use crate::config::Role;
 use crate::error::Stage;
 use crate::log;
@@ -162,6 +163,9 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
     slot.begin_request(tools.config().timeouts.release);
     let trace = Trace::new(std::time::Instant::now());
     let x = Exchange::new(tools, release.request, slot, trace);
+    if x.find_model().is_err() || x.scope.get() == Scope::All {
+        x.bind(&release.prefill);
+    }
     loop {
         let Ok(decode) = x.pick(Role::Decode) else {
             return false;
@@ -176,7 +180,7 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
                 return true;
             }
             // It refused before it took them; the next one may not.
-            Ok(_) if x.avoid.borrow().len() + 1 < x.cluster.role(Role::Decode).len() => {
+            Ok(_) if x.avoid.borrow().len() + 1 < x.members(Role::Decode).len() => {
                 x.avoid.borrow_mut().push(taker.index);
             }
             Ok(_) | Err(_) => return false,

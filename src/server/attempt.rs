@@ -43,7 +43,10 @@ pub async fn generate(
         reply.inbox.read_ahead(LITTLE);
     }
     let x = Exchange::new(&shard.tools, Rc::new(request), reply.slot.clone(), trace);
-    let result = run(shard, &x, reply).await;
+    let result = match x.find_model() {
+        Ok(()) => run(shard, &x, reply).await,
+        Err(error) => Err(error),
+    };
     let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
     finish(x, endpoint, end)
@@ -65,8 +68,9 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     let retry = &x.config.retry;
     let mut tries = if retry.enabled { retry.max_retries } else { 0 };
     x.tools.budget.earn();
+    let script = shard.shared.script(x);
     loop {
-        let Err(stop) = shard.shared.handshake.run(x, reply).await else {
+        let Err(stop) = script.run(x, reply).await else {
             return Ok(());
         };
         let slow = too_slow(x, &stop);
@@ -141,8 +145,7 @@ fn anyone_new(x: &Exchange) -> bool {
         .last()
         .and_then(|i| x.cluster.instances.iter().find(|o| o.index == *i));
     failed.is_some_and(|failed| {
-        x.cluster
-            .role(failed.role)
+        x.members(failed.role)
             .iter()
             .any(|one| !avoided.contains(&one.index))
     })

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::breaker::{State, now_ms};
+use crate::cluster::learn::Questions;
 use crate::cluster::{Health, Instance, health, resolve};
 use crate::config::Address;
 use crate::log;
@@ -139,6 +140,7 @@ fn alive(shared: &Weak<Shared>) -> Option<Arc<Shared>> {
 /// Probes one instance until it is taken out of the cluster.
 async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
     let mut failures = 0;
+    let mut questions = Questions::default();
     loop {
         let Some(server) = alive(&shared) else { return };
         if !server
@@ -150,17 +152,39 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         {
             return;
         }
-        let check = server.config.get().health_check.clone();
+        let config = server.config.get();
+        let check = config.health_check.clone();
         drop(server);
-        if !check.enabled {
+        if check.enabled {
+            failures = health::round(&instance, &check, failures).await;
+        } else {
+            failures = 0;
             instance.set_health(Health::Unknown);
-            monoio::time::sleep(check.interval).await;
-            continue;
         }
-        failures = health::round(&instance, &check, failures).await;
+        if failures > 0 {
+            instance.learned(None);
+        } else {
+            let key = config.openai_api_key.as_ref();
+            if questions.ask(&instance, key, check.timeout).await {
+                relearn(&shared);
+            }
+        }
         // While it is down, look more often: it should serve within 2 s of its first good answer.
         let soon = check.interval.min(health::EVERY_WHILE_DOWN);
         monoio::time::sleep(if failures > 0 { soon } else { check.interval }).await;
+    }
+}
+
+/// An instance serves another model than was known: requests are routed by that from now on.
+fn relearn(shared: &Weak<Shared>) {
+    let Some(shared) = alive(shared) else { return };
+    let _turn = shared
+        .changing
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let cluster = shared.cluster.get();
+    if cluster.models.strict {
+        shared.cluster.publish(cluster.relearned());
     }
 }
 

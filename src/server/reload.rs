@@ -21,6 +21,7 @@ impl Server {
         new.handshake.clone_from(&old.handshake);
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
+        new.models = old.models.clone();
         let changes = change::between(&old, &new);
         // Added by hand before, or removed by hand: then that part of the file is already so.
         let cluster = shared.cluster.get();
@@ -48,6 +49,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("handshake", old.handshake == new.handshake),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
+        ("the models' schedulers", old.models == new.models),
         ("log_level", old.log_level == new.log_level),
         (
             "timeouts.pool_idle",

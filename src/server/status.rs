@@ -67,6 +67,9 @@ struct Instance<'a> {
     requests: i64,
     tokens: i64,
     weight: f64,
+    /// As configured, else as it says; null while it has not.
+    model: Option<String>,
+    max_model_len: u32,
 }
 
 /// The instances alone: what the admin API answers.
@@ -88,6 +91,8 @@ fn list(cluster: &Cluster) -> Vec<Instance<'_>> {
             requests: load.requests,
             tokens: load.tokens,
             weight: one.weight,
+            model: one.model().map(|name| name.to_string()),
+            max_model_len: one.max_model_len(),
         }
     });
     list.collect()

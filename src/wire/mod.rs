@@ -10,4 +10,5 @@ pub mod chunk;
 pub mod head;
 pub mod json;
 pub mod openai;
+pub mod prompt;
 pub mod sse;
