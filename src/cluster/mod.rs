@@ -272,6 +272,14 @@ impl Cluster {
         &self.by_role[role as usize]
     }
 
+    /// Every model that an instance serves, as far as is known, in alphabetical order.
+    pub fn model_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.instances.iter().filter_map(|i| i.model()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// Those of this role that may serve a request, in configured order.
     pub fn members(&self, scope: Scope, role: Role) -> &[Arc<Instance>] {
         match self.models.in_scope(scope) {

@@ -8,6 +8,7 @@ pub const SPEC: Spec = Spec {
     name: "cache_aware",
     about: "the same instance for prompts that begin with the same words",
     ring: true,
+    lengths: false,
     build: || Box::new(CacheAware),
 };
 

@@ -8,6 +8,7 @@ pub const SPEC: Spec = Spec {
     name: "consistent_hash",
     about: "the same instance for the same session: X-Session-Id, else user, else client address",
     ring: true,
+    lengths: false,
     build: || Box::new(ConsistentHash),
 };
 

@@ -11,6 +11,7 @@ pub const SPEC: Spec = Spec {
     name: "least_load",
     about: "the least busy instance for its weight; ties take turns",
     ring: false,
+    lengths: false,
     build: || Box::new(LeastLoad),
 };
 

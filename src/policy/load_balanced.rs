@@ -13,6 +13,7 @@ pub const SPEC: Spec = Spec {
     name: "load_balanced",
     about: "the least busy instance for its weight, the first of those that tie (xPyD-proxy)",
     ring: false,
+    lengths: true,
     build: || Box::new(LoadBalanced),
 };
 

@@ -73,6 +73,8 @@ pub struct Spec {
     pub about: &'static str,
     /// Does it ask for [`Facts::points`]? Then they are worked out before the first request.
     pub ring: bool,
+    /// Does it look at [`Candidate::max_model_len`]? Then instances are asked for it, come what may.
+    pub lengths: bool,
     pub build: fn() -> Box<dyn Policy>,
 }
 

@@ -7,6 +7,7 @@ pub const SPEC: Spec = Spec {
     name: "power_of_two",
     about: "the less busy of two random instances",
     ring: false,
+    lengths: false,
     build: || Box::new(PowerOfTwo),
 };
 

@@ -9,6 +9,7 @@ pub const SPEC: Spec = Spec {
     name: "round_robin",
     about: "one instance after the other",
     ring: false,
+    lengths: false,
     build: || Box::new(RoundRobin),
 };
 
@@ -46,7 +47,7 @@ mod tests {
     #[test]
     fn the_turn_goes_on_when_candidates_come_and_go() {
         let scene = Scene::default();
-        let mut pick = |n| RoundRobin.pick(&candidates(n), &scene.ask(Role::Decode));
+        let pick = |n| RoundRobin.pick(&candidates(n), &scene.ask(Role::Decode));
         assert_eq!([pick(3), pick(3), pick(3)], [0, 1, 2]);
         assert_eq!([pick(2), pick(2)], [1, 0]);
         assert_eq!([pick(1), pick(3)], [0, 1]);

@@ -3,10 +3,12 @@
 //! | request | body | answers |
 //! |---|---|---|
 //! | `GET /admin/instances` | | 200, the list as in `/status` |
-//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200","weight":1.0,"model":"m"}` | 200; 409 if it is there |
-//! | `POST /admin/instances/drain` | `{"role":..,"address":..}` | 200: no new requests; 404 if unknown |
+//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409 if it is there |
+//! | `POST /admin/instances/drain` | the same | 200: no new requests; 404 if unknown |
 //! | `POST /admin/instances/resume` | the same | 200: takes requests again |
 //! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
+//!
+//! A new instance may have a `"weight"` (1.0) and a `"model"` (whatever it says it serves).
 //!
 //! All need the key (`admin_api_key`, or the variable `ADMIN_API_KEY`) as `X-Api-Key` or as a bearer
 //! token: 401 without, 403 when no key is configured at all.

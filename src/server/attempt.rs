@@ -68,7 +68,7 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     let retry = &x.config.retry;
     let mut tries = if retry.enabled { retry.max_retries } else { 0 };
     x.tools.budget.earn();
-    let script = shard.shared.script(x);
+    let mut script = shard.shared.script(x);
     loop {
         let Err(stop) = script.run(x, reply).await else {
             return Ok(());
@@ -86,6 +86,13 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             x.trace.retried();
             back_off(x, retry.max_retries - tries).await;
             continue;
+        }
+        if open && nobody_left(&stop) && x.trace.handshake.get().is_none() {
+            // A request that names no model may have others to go to.
+            script = shard.shared.script(x);
+            if x.trace.handshake.get().is_some() {
+                continue;
+            }
         }
         if open && decode_only(x, &stop) {
             x.without_prefill.set(true);
@@ -124,6 +131,10 @@ fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
         }
         _ => None,
     }
+}
+
+fn nobody_left(stop: &Stop) -> bool {
+    matches!(stop, Stop::Error(e) if matches!(e.kind, Kind::NoInstance | Kind::ConnectFailed))
 }
 
 fn decode_only(x: &Exchange, stop: &Stop) -> bool {

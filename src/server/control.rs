@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::learn::Questions;
 use crate::cluster::{Health, Instance, health, resolve};
-use crate::config::Address;
+use crate::config::{Address, Config};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
@@ -163,7 +163,7 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         }
         if failures > 0 {
             instance.learned(None);
-        } else {
+        } else if check.enabled || wanted(&config, &instance) {
             let key = config.openai_api_key.as_ref();
             if questions.ask(&instance, key, check.timeout).await {
                 relearn(&shared);
@@ -173,6 +173,13 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         let soon = check.interval.min(health::EVERY_WHILE_DOWN);
         monoio::time::sleep(if failures > 0 { soon } else { check.interval }).await;
     }
+}
+
+/// Does anything depend on what the instance says of itself? Else, where health checks are off, nothing is
+/// sent to it but requests.
+fn wanted(config: &Config, instance: &Instance) -> bool {
+    let unnamed = config.models.strict && instance.configured.is_none();
+    unnamed || super::any_policy(config, |spec| spec.lengths)
 }
 
 /// An instance serves another model than was known: requests are routed by that from now on.

@@ -295,12 +295,15 @@ fn policies(config: &Config) -> io::Result<Policies> {
 
 /// Works out where instances stand on the ring, if a policy will ask: no request should wait for it.
 fn prepare(config: &Config, cluster: &Cluster) {
-    let scheduling = &config.scheduling;
-    let names = [&scheduling.prefill, &scheduling.decode];
-    let mut names = names.into_iter().chain(config.models.schedulers.values());
-    if names.any(|name| policy::find(name).is_some_and(|spec| spec.ring)) {
+    if any_policy(config, |spec| spec.ring) {
         for instance in &cluster.instances {
-            instance.points(scheduling.virtual_nodes);
+            instance.points(config.scheduling.virtual_nodes);
         }
     }
+}
+
+fn any_policy(config: &Config, of: impl Fn(&policy::Spec) -> bool) -> bool {
+    let names = [&config.scheduling.prefill, &config.scheduling.decode];
+    let mut names = names.into_iter().chain(config.models.schedulers.values());
+    names.any(|name| policy::find(name).is_some_and(&of))
 }

@@ -18,6 +18,8 @@ struct Status<'a> {
     handshake: &'a str,
     scheduling: Scheduling<'a>,
     tokens_per_byte: f32,
+    /// That instances serve, as configured or as they say.
+    models: Vec<String>,
     limits: Limits,
     shards: Vec<Shard>,
     instances: Vec<Instance<'a>>,
@@ -128,6 +130,11 @@ pub fn render(shared: &Shared) -> Vec<u8> {
             decode: &config.scheduling.decode,
         },
         tokens_per_byte: cluster.estimate.ratio(),
+        models: cluster
+            .model_names()
+            .iter()
+            .map(|name| name.to_string())
+            .collect(),
         limits: Limits {
             in_flight: Level {
                 now: shared.in_flight.load(Ordering::Relaxed),
