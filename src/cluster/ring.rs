@@ -37,8 +37,17 @@ impl Points {
 
     /// The next one clockwise, strictly behind this place; `None`: only by going round.
     pub fn after(&self, place: u128) -> Option<u128> {
-        let at = self.0.partition_point(|point| *point <= place);
-        self.0.get(at).copied()
+        // Points are spread evenly, so the place itself says about where: a short walk from there touches
+        // less memory than a search by halves.
+        let points = &*self.0;
+        let mut at = (((place >> 64) * points.len() as u128) >> 64) as usize;
+        while at > 0 && points[at - 1] > place {
+            at -= 1;
+        }
+        while at < points.len() && points[at] <= place {
+            at += 1;
+        }
+        points.get(at).copied()
     }
 
     /// The first one of the ring.
@@ -66,6 +75,10 @@ mod tests {
         assert_eq!(points.after(first - 1), Some(first));
         assert_eq!(points.after(first), Some(points.0[1]));
         assert_eq!(points.after(points.0[159]), None);
+        for place in (0..2000).map(|i| place(format!("{i}").as_bytes())) {
+            let halves = points.0.partition_point(|point| *point <= place);
+            assert_eq!(points.after(place), points.0.get(halves).copied());
+        }
         assert!(points.0.contains(&place(b"10.0.0.1:8100#159")));
     }
 }

@@ -49,28 +49,40 @@ struct Words {
 /// All of these say whether there is use for more.
 impl Words {
     fn text(&mut self, text: &str) -> bool {
-        for c in text.chars() {
-            // As Python splits: the separators of ASCII are space, too.
-            if c.is_whitespace() || ('\x1c'..='\x1f').contains(&c) {
-                self.within = false;
-                continue;
-            }
-            if !self.within {
-                if self.left == 0 {
-                    return false;
-                }
-                self.left -= 1;
-                self.within = true;
-                if !self.out.is_empty() {
-                    self.out.push(' ');
-                }
-            }
-            if self.out.len() >= BYTES_MAX {
+        // As Python splits: the separators of ASCII are space, too.
+        let space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+        let mut rest = text;
+        loop {
+            let end = rest.find(space).unwrap_or(rest.len());
+            if end > 0 && !self.piece(&rest[..end]) {
                 return false;
             }
-            self.out.push(c);
+            let Some(c) = rest[end..].chars().next() else {
+                return true;
+            };
+            self.within = false;
+            rest = &rest[end + c.len_utf8()..];
         }
-        true
+    }
+
+    /// Some of a word, or all.
+    fn piece(&mut self, piece: &str) -> bool {
+        if !self.within {
+            if self.left == 0 {
+                return false;
+            }
+            self.left -= 1;
+            self.within = true;
+            if !self.out.is_empty() {
+                self.out.push(' ');
+            }
+        }
+        let mut end = piece.len().min(BYTES_MAX.saturating_sub(self.out.len()));
+        while !piece.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.out.push_str(&piece[..end]);
+        end == piece.len()
     }
 
     /// A JSON string, quotes included.

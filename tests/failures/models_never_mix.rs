@@ -1,6 +1,10 @@
 //! Several models behind one address: a request reaches engines of the model that it names, and no others.
 
-use pdrelay::config::Config;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pdrelay::config::{Config, Role};
 use pdsim::EngineOptions;
 use pdsim::Role::{Both, Decode, Prefill};
 
@@ -222,4 +226,74 @@ fn an_instance_can_be_added_with_its_model() {
     for _ in 0..8 {
         assert_eq!(ask(&rig, r#""c""#).status, 200);
     }
+}
+
+/// An engine of one request per connection, that serves this model; none: it is down.
+fn speaking(model: Arc<Mutex<Option<&'static str>>>) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = vec![0; 4096];
+            let n = stream.read(&mut head).unwrap_or(0);
+            let Some(model) = *model.lock().unwrap() else {
+                continue;
+            };
+            let head = String::from_utf8_lossy(&head[..n]).into_owned();
+            let body = match head.split(' ').nth(1) {
+                Some("/v1/models") => {
+                    assert!(
+                        head.contains("authorization: Bearer engines-key\r\n"),
+                        "{head}"
+                    );
+                    let length = if model == "two" {
+                        r#","max_model_len":777"#
+                    } else {
+                        ""
+                    };
+                    format!(
+                        r#"{{"object":"list","data":[{{"id":"{model}"{length}}},{{"id":"x"}}]}}"#
+                    )
+                }
+                _ => "{}".to_owned(),
+            };
+            let (n, start) = (body.len(), "HTTP/1.1 200 OK\r\nconnection: close\r\n");
+            let answer = match model {
+                "two" => {
+                    format!("{start}transfer-encoding: chunked\r\n\r\n{n:x}\r\n{body}\r\n0\r\n\r\n")
+                }
+                _ => format!("{start}content-length: {n}\r\n\r\n{body}"),
+            };
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+/// An engine that was started anew is asked anew.
+#[test]
+fn another_model_after_a_restart_is_noticed() {
+    let model = Arc::new(Mutex::new(Some("one")));
+    let address = speaking(model.clone());
+    let mut config = crate::support::config("aggregated", &[Role::Aggregated], &[address]);
+    config.models.strict = true;
+    config.health_check.interval = Duration::from_millis(30);
+    config.openai_api_key = Some(pdrelay::config::Secret("engines-key".into()));
+    let server = pdrelay::server::Server::start(config).unwrap();
+    let get = |path: &str| crate::support::Client::connect(server.address).get(path);
+    let ask = |model: &str| {
+        let body = format!(r#"{{"model":"{model}","prompt":"x"}}"#);
+        crate::support::Client::connect(server.address)
+            .post("/v1/completions", &body)
+            .status
+    };
+    let length = || get("/status").json()["instances"][0]["max_model_len"].clone();
+    eventually("one is known", || ask("one") == 200);
+    assert_eq!((ask("two"), length()), (404, 131_072.into()));
+    *model.lock().unwrap() = None;
+    eventually("it is known to be down", || get("/ready").status == 503);
+    assert_eq!(ask("two"), 404);
+    *model.lock().unwrap() = Some("two");
+    eventually("two is known", || ask("two") == 200);
+    assert_eq!((ask("one"), length()), (404, 777.into()));
 }
