@@ -26,6 +26,7 @@ pub enum Kind {
     BodyTooLarge,
     HeadTooLarge,
     ExpectationFailed,
+    UnsupportedMediaType,
     ClientGone,
     Overloaded,
     BodyMemory,
@@ -70,7 +71,7 @@ const BAD: &str = "invalid_request_error";
 const DOWN: &str = "service_unavailable";
 const UP: &str = "upstream_error";
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 21] = [
     row(Kind::BadRequest, "bad_request", 400, BAD, Blame::Client),
     row(
         Kind::Unauthorized,
@@ -116,6 +117,13 @@ const ROWS: [Row; 20] = [
         BAD,
         Blame::Client,
     ),
+    row(
+        Kind::UnsupportedMediaType,
+        "unsupported_media_type",
+        415,
+        BAD,
+        Blame::Client,
+    ),
     // 499 is nginx's number for it; nobody is left to read it but the log.
     row(Kind::ClientGone, "client_gone", 499, BAD, Blame::Client),
     row(Kind::Overloaded, "overloaded", 503, DOWN, Blame::Proxy),
@@ -158,6 +166,11 @@ pub const KINDS: [&str; ROWS.len()] = {
 };
 
 impl Kind {
+    /// Every kind, in the order of [`Kind::index`].
+    pub fn all() -> impl Iterator<Item = Kind> {
+        ROWS.iter().map(|row| row.kind)
+    }
+
     pub const fn index(self) -> usize {
         self as usize
     }

@@ -88,6 +88,7 @@ fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
         env!("CARGO_PKG_VERSION"),
         server.address
     );
+    server.on_failure(signal::raise_end);
     if let Some(file) = &args.config {
         watch_file(file.clone());
     }
@@ -98,6 +99,10 @@ fn serve(args: cli::ServeArgs, loaded: Loaded) -> ExitCode {
         }
         reload(&server, &args);
     };
+    if let Some(why) = server.failure() {
+        eprintln!("pdrelay: {why}");
+        return ExitCode::FAILURE;
+    }
     log::info(|| {
         format!(
             "{}: draining for up to {} s",

@@ -10,3 +10,4 @@ mod http;
 mod matrix;
 mod structure;
 mod wire;
+mod xpyd;

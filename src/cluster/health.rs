@@ -18,17 +18,27 @@ const FAILURES: u32 = 2;
 /// How often an instance is probed while it is down, at least.
 pub const EVERY_WHILE_DOWN: Duration = Duration::from_secs(1);
 
-/// One probe and what follows from it. Takes and returns the number of failures in a row.
+/// One probe and what follows from it: for the instance's standing only where checks are on. Takes and
+/// returns the number of failures in a row.
 pub async fn round(instance: &Instance, check: &HealthCheck, failures: u32) -> u32 {
     let why = match monoio::time::timeout(check.timeout, probe(instance, &check.path)).await {
         Ok(Ok(())) => {
-            good(instance);
+            instance.note_found(Health::Healthy);
+            if check.enabled {
+                good(instance);
+            }
             return 0;
         }
         Ok(Err(why)) => why,
         Err(_) => "no answer in time".to_owned(),
     };
-    bad(instance, failures, &why);
+    // One that was never seen is not there; one that was is given a second chance.
+    if failures + 1 >= FAILURES || instance.found() != Health::Healthy {
+        instance.note_found(Health::Unhealthy);
+    }
+    if check.enabled {
+        bad(instance, failures, &why);
+    }
     failures + 1
 }
 

@@ -11,6 +11,7 @@
 
 pub mod breaker;
 pub mod change;
+pub mod fetch;
 pub mod health;
 pub mod learn;
 pub mod load;
@@ -53,6 +54,10 @@ pub struct Instance {
     pub load: Load,
     pub breaker: Breaker,
     health: AtomicU8,
+    /// As the last probe found it, whether or not probes count for its standing.
+    found: AtomicU8,
+    /// When that was, on the process's clock; 0: never.
+    found_ms: AtomicU64,
     /// Takes no new requests.
     pub draining: AtomicBool,
     /// Requests are in flight and no byte has come for too long.
@@ -77,6 +82,14 @@ pub enum Health {
 }
 
 impl Health {
+    fn of(number: u8) -> Health {
+        match number {
+            1 => Health::Healthy,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Health::Unknown => "unknown",
@@ -109,6 +122,8 @@ impl Instance {
             load: Load::default(),
             breaker: Breaker::new(breaker),
             health: AtomicU8::new(0),
+            found: AtomicU8::new(0),
+            found_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
@@ -176,11 +191,25 @@ impl Instance {
     }
 
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
-            1 => Health::Healthy,
-            2 => Health::Unhealthy,
-            _ => Health::Unknown,
-        }
+        Health::of(self.health.load(Ordering::Relaxed))
+    }
+
+    /// What the last probe found. Unlike [`Instance::health`] it says nothing about being picked: with
+    /// health checks off, probes still tell whether the backends are there.
+    pub fn found(&self) -> Health {
+        Health::of(self.found.load(Ordering::Relaxed))
+    }
+
+    /// When it was last probed, on the process's clock.
+    pub fn found_at_ms(&self) -> Option<u64> {
+        Some(self.found_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+
+    /// It was asked, and this came of it.
+    pub fn note_found(&self, health: Health) {
+        self.found.store(health as u8, Ordering::Relaxed);
+        self.found_ms
+            .store(breaker::now_ms().max(1), Ordering::Relaxed);
     }
 
     pub fn set_health(&self, health: Health) {
@@ -302,6 +331,17 @@ impl Cluster {
                 })
             }
         }
+    }
+
+    /// Did the last probes find what a request needs: a prefill and a decode instance, or an aggregated
+    /// one? (Decode instances alone cannot serve.)
+    pub fn complete(&self) -> bool {
+        let found = |role| {
+            self.role(role)
+                .iter()
+                .any(|one| one.found() == Health::Healthy)
+        };
+        (found(Role::Prefill) && found(Role::Decode)) || found(Role::Aggregated)
     }
 
     /// Is there an instance of this role that would be picked now?

@@ -15,6 +15,7 @@ pub mod release;
 pub mod reply;
 pub mod request;
 pub mod send;
+pub mod shape;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -128,9 +129,13 @@ pub struct Trace {
     pub decode_head: Cell<Option<Duration>>,
     pub stream: Cell<Option<Duration>>,
     pub ttft: Cell<Option<Duration>>,
+    /// When the first bytes of the answer's body came, since `started`.
+    pub first_chunk: Cell<Option<Duration>>,
     pub prefill_at: RefCell<Option<Arc<str>>>,
     pub decode_at: RefCell<Option<Arc<str>>>,
     pub retries: Cell<u8>,
+    /// The model that the client named; noted only where a surface counts by it.
+    pub model: RefCell<Option<Box<str>>>,
     /// The stage the request is in.
     pub stage: Cell<Stage>,
     /// Its handshake, if that is not the configured one.
@@ -146,9 +151,11 @@ impl Trace {
             decode_head: Cell::default(),
             stream: Cell::default(),
             ttft: Cell::default(),
+            first_chunk: Cell::default(),
             prefill_at: RefCell::default(),
             decode_at: RefCell::default(),
             retries: Cell::default(),
+            model: RefCell::default(),
             stage: Cell::new(Stage::Body),
             handshake: Cell::default(),
         }

@@ -223,6 +223,9 @@ impl Reply {
         let first = self.first_write(x, &opened, &mut relay)?;
         x.trace.stage.set(Stage::Stream);
         x.trace.ttft.set(Some(x.trace.started.elapsed()));
+        if self.chunks > 0 {
+            x.trace.first_chunk.set(x.trace.ttft.get());
+        }
         x.let_go();
         let (result, back) = self.write(first).await;
         self.tools.buffers.give(back);
@@ -312,6 +315,10 @@ impl Reply {
                 .metrics
                 .observe(Histogram::chunk_gap(), now - last);
             last = now;
+            if self.chunks == 0 {
+                let since = now.saturating_duration_since(x.trace.started);
+                x.trace.first_chunk.set(Some(since));
+            }
             if self.slot.fired().is_some() {
                 break Err(self.ended_by_us(x, opened, relay).await);
             }

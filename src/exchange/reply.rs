@@ -10,12 +10,11 @@ use crate::net::inbox::Inbox;
 use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
 use crate::shared::Snapshot;
-use crate::wire::head::{Framing, Name, ResponseHead};
-use crate::wire::openai::error_body;
+use crate::wire::head::{Field, Framing, Name, ResponseHead};
 
 use super::call::Answer;
 use super::send::put_field;
-use super::{Exchange, Tools};
+use super::{Exchange, Tools, shape};
 
 /// The one reply to one request. Late: nothing is sent before an engine has answered.
 pub struct Reply {
@@ -27,6 +26,8 @@ pub struct Reply {
     config: Snapshot<Config>,
     pub http11: bool,
     pub to_head: bool,
+    /// A browser asks from another origin, and this surface lets any origin read the answer.
+    pub cors: bool,
     /// The connection will serve another request.
     pub keep_alive: bool,
     /// The connection must end in a reset: to this client a FIN would be a clean end of its body.
@@ -41,6 +42,7 @@ pub struct Reply {
 /// A reply of our own, made from parts.
 pub struct Own<'a> {
     pub status: u16,
+    /// Empty: none is said.
     pub content_type: &'a str,
     pub body: &'a [u8],
     pub extra: &'a [(&'a str, &'a str)],
@@ -56,6 +58,7 @@ impl Reply {
             tools,
             http11: true,
             to_head: false,
+            cors: false,
             keep_alive: false,
             reset: false,
             committed: false,
@@ -86,13 +89,16 @@ impl Reply {
         let mut out = self.tools.buffers.lend(SMALL);
         self.status = reply.status;
         put_status(&mut out, reply.status, reason(reply.status));
-        put_field(&mut out, b"content-type", reply.content_type.as_bytes());
+        if !reply.content_type.is_empty() {
+            put_field(&mut out, b"content-type", reply.content_type.as_bytes());
+        }
         for (name, value) in reply.extra {
             put_field(&mut out, name.as_bytes(), value.as_bytes());
         }
         if let Some(id) = id {
             put_field(&mut out, b"x-request-id", id.as_bytes());
         }
+        self.put_origin(&mut out);
         put_length(&mut out, reply.body.len() as u64);
         self.put_connection(&mut out, true);
         out.extend_from_slice(b"\r\n");
@@ -104,10 +110,20 @@ impl Reply {
         result
     }
 
-    /// Sends an error body in the OpenAI shape.
+    /// Sends an error body in the surface's shape.
     pub async fn error(&mut self, id: Option<&str>, error: &Error) -> io::Result<()> {
+        let body = shape::body(self.config.surface, error);
+        self.error_with(id, error, &body).await
+    }
+
+    /// As [`Reply::error`], in these words.
+    pub async fn error_with(
+        &mut self,
+        id: Option<&str>,
+        error: &Error,
+        body: &[u8],
+    ) -> io::Result<()> {
         let status = error.kind.status();
-        let body = error_body(&error.to_string(), error.kind.class(), status);
         let retry = error.kind.retry_after_s().map(|s| s.to_string());
         let extra: &[(&str, &str)] = match &retry {
             Some(seconds) => &[("retry-after", seconds)],
@@ -116,7 +132,7 @@ impl Reply {
         let own = Own {
             status,
             content_type: "application/json",
-            body: &body,
+            body,
             extra,
         };
         self.own(id, own).await
@@ -160,10 +176,14 @@ impl Reply {
         );
         for field in head.fields.iter() {
             let ours = matches!(field.kind, Name::ContentLength | Name::RequestId);
-            if !ours && head.fields.end_to_end(bytes, field) {
+            if !ours
+                && head.fields.end_to_end(bytes, field)
+                && !self.speaks_of_origins(field, bytes)
+            {
                 put_field(out, field.name(bytes), field.value(bytes));
             }
         }
+        self.put_origin(out);
         match framing {
             Some(Framing::Length(n)) => put_length(out, n),
             Some(Framing::Chunked) => put_field(out, b"transfer-encoding", b"chunked"),
@@ -174,6 +194,22 @@ impl Reply {
         x.trace.server_timing(out);
         self.put_connection(out, framing != Some(Framing::Close));
         out.extend_from_slice(b"\r\n");
+    }
+
+    /// An engine that does CORS itself would say it a second time; browsers refuse a doubled field.
+    fn speaks_of_origins(&self, field: &Field, bytes: &[u8]) -> bool {
+        const PREFIX: &[u8] = b"access-control-allow-";
+        self.cors
+            && field
+                .name(bytes)
+                .get(..PREFIX.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+    }
+
+    fn put_origin(&self, out: &mut Vec<u8>) {
+        if self.cors {
+            put_field(out, b"access-control-allow-origin", b"*");
+        }
     }
 
     fn put_connection(&mut self, out: &mut Vec<u8>, framed: bool) {

@@ -38,6 +38,8 @@ pub struct Leg {
     pub edits: Vec<Edit>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// Nobody else may take it over: whoever sends it chooses again by itself.
+    pub alone: bool,
     /// The answer will be read by us: it must not come compressed.
     pub plain_answer: bool,
     /// The answer brings a grant: when the client leaves, P is half-closed and read on for a while.
@@ -55,6 +57,7 @@ impl Leg {
             stage,
             edits: Vec::new(),
             verbatim: false,
+            alone: false,
             plain_answer: false,
             brings_grant: false,
             grant: None,
@@ -182,6 +185,10 @@ impl Exchange {
         tried.push(picked.instance().index);
         // Should nobody be left, the access line names the last one that was tried.
         *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
+        if leg.alone {
+            let error = Error::new(Kind::ConnectFailed, leg.stage, "it cannot be reached");
+            return Err(error.at(&picked.instance().name).into());
+        }
         drop(picked);
         let next = self.pick_except(role, tried).map_err(|stop| match stop {
             Stop::Error(error) => Stop::Error(Error {

@@ -20,6 +20,7 @@ mod shard;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod xpyd;
 
 pub use label::{
     Broken, Code, Direction, Endpoint, ErrorKind, Failure, Grant, Retry, Skip, Span, Stage, Wait,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::config::PrefillFailure;
+use crate::config::{PrefillFailure, Surface};
 use crate::error::{Blame, Error, Kind, Stage};
 use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
@@ -18,6 +18,8 @@ use crate::wire::openai::Summary;
 use super::Shared;
 use super::connection::Outcome;
 use super::shard::Shard;
+use super::surface::xpyd;
+use super::xpyd::measure;
 
 /// Answers one generate request.
 pub async fn generate(
@@ -27,9 +29,13 @@ pub async fn generate(
     reply: &mut Reply,
     endpoint: Endpoint,
 ) -> Outcome {
-    let admitted = match admit(shard, &mut request) {
+    let xpyd_face = shard.tools.config().surface == Surface::Xpyd;
+    let admitted = match admit(shard, &mut request, endpoint) {
         Ok(admitted) => admitted,
         Err(error) => {
+            if xpyd_face {
+                measure::refused(shard, &trace, endpoint, error.kind);
+            }
             let end = settle(shard, reply, &request.id, Err(error)).await;
             return Outcome {
                 endpoint,
@@ -38,6 +44,9 @@ pub async fn generate(
             };
         }
     };
+    if xpyd_face {
+        measure::note_model(&trace, &request);
+    }
     if request.summary.stream {
         // Its next request is a stream away: no need to hold room for it.
         reply.inbox.read_ahead(LITTLE);
@@ -49,6 +58,9 @@ pub async fn generate(
     };
     let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
+    if xpyd_face {
+        measure::finished(shard, &x, reply, endpoint, end);
+    }
     finish(x, endpoint, end)
 }
 
@@ -225,22 +237,22 @@ impl Drop for Admitted {
 }
 
 /// Checks the body and indexes it; takes one unit of the in-flight limit.
-fn admit(shard: &Rc<Shard>, request: &mut Request) -> Result<Admitted, Error> {
+fn admit(shard: &Rc<Shard>, request: &mut Request, endpoint: Endpoint) -> Result<Admitted, Error> {
     let config = shard.tools.config();
-    let bad = |what: String| Error::new(Kind::BadRequest, Stage::Body, what);
-    let body = request.body();
-    if simdutf8::basic::from_utf8(body).is_err() {
-        return Err(bad("the body is not UTF-8".into()));
+    let strict = config.surface == Surface::Xpyd;
+    if strict {
+        xpyd::check_type(request)?;
     }
-    let object = Object::scan(body, config.limits.json_depth_max).map_err(|e| {
-        bad(format!(
-            "the body cannot be read at byte {}: {}",
-            e.at, e.what
-        ))
-    })?;
-    request.summary = Summary::of(body, &object);
-    request.object = object;
     let shared = &shard.shared;
+    match index(request, config.limits.json_depth_max) {
+        Ok(()) if strict => xpyd::check_generate(request.body(), &request.object, endpoint)?,
+        Ok(()) => {}
+        Err(error) if strict => {
+            let absent = xpyd::nothing_asked(endpoint);
+            return Err(xpyd::unreadable(request.body(), absent, error));
+        }
+        Err(error) => return Err(error),
+    }
     let before = shared.in_flight.fetch_add(1, Ordering::Relaxed);
     let admitted = Admitted(shared.clone());
     if before >= config.limits.in_flight_max {
@@ -251,4 +263,22 @@ fn admit(shard: &Rc<Shard>, request: &mut Request) -> Result<Admitted, Error> {
         return Err(Error::new(Kind::Overloaded, Stage::Body, what));
     }
     Ok(admitted)
+}
+
+/// Reads a body that must be one JSON object, as far as we need to know it.
+pub fn index(request: &mut Request, depth_max: usize) -> Result<(), Error> {
+    let bad = |what: String| Error::new(Kind::BadRequest, Stage::Body, what);
+    let body = request.body();
+    if simdutf8::basic::from_utf8(body).is_err() {
+        return Err(bad("the body is not UTF-8".into()));
+    }
+    let object = Object::scan(body, depth_max).map_err(|e| {
+        bad(format!(
+            "the body cannot be read at byte {}: {}",
+            e.at, e.what
+        ))
+    })?;
+    request.summary = Summary::of(body, &object);
+    request.object = object;
+    Ok(())
 }

@@ -23,7 +23,8 @@ use crate::wire::head::{Framing, Method, Name, RequestHead};
 
 use super::intake::{self, Arrived, NoRequest};
 use super::shard::Shard;
-use super::surface::{Route, native};
+use super::surface::xpyd::Page;
+use super::surface::{self, Route};
 use super::{attempt, forward, pages};
 
 /// How long a client that was answered early may take to read the answer before its bytes are cut off.
@@ -122,12 +123,14 @@ impl Client {
         reply.to_head = head.method == Method::Head;
         reply.keep_alive = head.keep_alive && !self.shard.draining();
         let config = self.shard.tools.config();
-        let forwarded = &config.forward;
-        let route = self
-            .inbox
-            .look(|b| native::route(head.method, head.path(&b[..arrived.head_len]), forwarded));
-        if matches!(route, Route::NotFound | Route::MethodNotAllowed(_)) {
-            // Before the body, if there is one: nobody should upload for a 404.
+        let route = self.inbox.look(|b| {
+            let (bytes, forward) = (&b[..arrived.head_len], &config.forward);
+            let complete = || self.shard.tools.cluster.get().complete();
+            let route = surface::route(config.surface, head, bytes, forward, complete);
+            reply.cors = surface::cors(config.surface, head, bytes, route);
+            route
+        });
+        if route.needs_no_body() {
             reply.keep_alive &= head.framing == Framing::Length(0);
         }
         let mut memory = match intake::admit(&self.shard, head.framing) {
@@ -139,8 +142,7 @@ impl Client {
                 return false;
             }
         };
-        let early =
-            !reply.keep_alive && matches!(route, Route::NotFound | Route::MethodNotAllowed(_));
+        let early = !reply.keep_alive && route.needs_no_body();
         let mut decoded = None;
         if !early {
             if !self.expect(&arrived, reply).await {
@@ -222,6 +224,10 @@ impl Client {
                 Box::pin(attempt).await
             }
             Route::Forward => Box::pin(forward::forward(&self.shard, request, trace, reply)).await,
+            Route::Xpyd(Page::Engine(members)) => {
+                let forward = forward::checked(&self.shard, request, trace, reply, members);
+                Box::pin(forward).await
+            }
             own => {
                 let page = pages::answer(&self.shard, &request, own, reply);
                 let end = Box::pin(page).await;
@@ -363,7 +369,7 @@ fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
 fn endpoint(route: Route) -> Endpoint {
     match route {
         Route::Generate(endpoint) => endpoint,
-        Route::Forward => Endpoint::Forward,
+        Route::Forward | Route::Xpyd(Page::Engine(_)) => Endpoint::Forward,
         _ => Endpoint::Other,
     }
 }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::learn::Questions;
 use crate::cluster::{Health, Instance, health, resolve};
-use crate::config::{Address, Config};
+use crate::config::{Address, Config, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, admin, shard, status};
+use super::{Shared, admin, startup, status, xpyd};
 
 /// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
 /// would be a stutter in every stream.
@@ -29,6 +29,8 @@ pub enum Ask {
     Metrics,
     Status,
     Admin(admin::Ask),
+    /// Waits for engines: answered in a task.
+    Xpyd(xpyd::Ask),
 }
 
 pub enum Letter {
@@ -62,6 +64,9 @@ pub fn spawn(shared: Arc<Shared>, ear: UnixStream) -> io::Result<JoinHandle<()>>
 
 async fn run(shared: Arc<Shared>, ear: UnixStream) {
     monoio::spawn(watch_wedges(shared.clone()));
+    monoio::spawn(startup::watch(shared.clone()));
+    monoio::spawn(startup::heartbeat(shared.clone()));
+    let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
         Err(error) => return log::error(|| format!("the control thread is deaf: {error}")),
@@ -75,12 +80,17 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
             match letter {
                 Letter::Stop => return,
                 Letter::Ask { shard, ticket, ask } => {
-                    let (status, body) = answer(&shared, ask);
-                    shared.shards[shard].post(shard::Letter::Answered {
-                        ticket,
-                        status,
-                        body,
-                    });
+                    let asker = xpyd::Asker { shard, ticket };
+                    let answer = match ask {
+                        Ask::Metrics => (200, metrics(&shared)),
+                        Ask::Status => (200, status::render(&shared)),
+                        Ask::Admin(ask) => admin::carry_out(&shared, ask),
+                        Ask::Xpyd(ask) => {
+                            desk.take(asker, ask);
+                            continue;
+                        }
+                    };
+                    asker.answer(&shared, answer);
                 }
             }
         }
@@ -90,12 +100,12 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     }
 }
 
-fn answer(shared: &Shared, ask: Ask) -> (u16, Vec<u8>) {
-    match ask {
-        Ask::Metrics => (200, shared.metrics.render().into_bytes()),
-        Ask::Status => (200, status::render(shared)),
-        Ask::Admin(ask) => admin::carry_out(shared, ask),
+fn metrics(shared: &Shared) -> Vec<u8> {
+    let mut page = shared.metrics.render();
+    if shared.config.get().surface == Surface::Xpyd {
+        xpyd::measure::render(shared, &mut page);
     }
+    page.into_bytes()
 }
 
 /// Whose health is watched already.
@@ -154,24 +164,40 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         }
         let config = server.config.get();
         let check = config.health_check.clone();
+        let every = startup::probe_every(&config, server.backends.seen());
+        let probed = check.enabled || startup::watches(&config);
         drop(server);
-        if check.enabled {
-            failures = health::round(&instance, &check, failures).await;
-        } else {
-            failures = 0;
+        if !check.enabled {
             instance.set_health(Health::Unknown);
+        }
+        failures = match probed {
+            true => health::round(&instance, &check, failures).await,
+            false => 0,
+        };
+        let found = || {
+            if let Some(server) = alive(&shared).filter(|_| probed && failures == 0) {
+                server.backends.note(&server.cluster.get());
+            }
+        };
+        // Where requests are told apart by what it says, the gate opens once it has said it; else at once.
+        let unnamed = config.models.strict && instance.configured.is_none();
+        if !unnamed {
+            found();
         }
         if failures > 0 {
             instance.learned(None);
-        } else if check.enabled || wanted(&config, &instance) {
+        } else if probed || wanted(&config, &instance) {
             let key = config.openai_api_key.as_ref();
             if questions.ask(&instance, key, check.timeout).await {
                 relearn(&shared);
             }
         }
+        if unnamed {
+            found();
+        }
         // While it is down, look more often: it should serve within 2 s of its first good answer.
-        let soon = check.interval.min(health::EVERY_WHILE_DOWN);
-        monoio::time::sleep(if failures > 0 { soon } else { check.interval }).await;
+        let soon = every.min(health::EVERY_WHILE_DOWN);
+        monoio::time::sleep(if failures > 0 { soon } else { every }).await;
     }
 }
 

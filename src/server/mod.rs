@@ -21,8 +21,10 @@ pub mod mailbox;
 pub mod pages;
 pub mod reload;
 pub mod shard;
+pub mod startup;
 pub mod status;
 pub mod surface;
+pub mod xpyd;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -37,7 +39,7 @@ use crate::error::KINDS;
 use crate::exchange::{Exchange, Policies};
 use crate::handshake::{self, Handshake};
 use crate::log;
-use crate::metrics::{Gauge, Metrics};
+use crate::metrics::{self, Gauge, Metrics};
 use crate::net::runtime::Driver;
 use crate::net::{limit, listen};
 use crate::policy;
@@ -67,6 +69,10 @@ pub struct Shared {
     pub changing: Mutex<()>,
     pub drivers: Vec<std::sync::OnceLock<Driver>>,
     pub open_files_max: u64,
+    /// Have the backends been there, and what if they do not come?
+    pub backends: startup::Backends,
+    /// The families of xPyD-proxy's `/metrics`.
+    pub xpyd: metrics::xpyd::Families,
 }
 
 impl Shared {
@@ -169,6 +175,17 @@ impl Server {
         clean
     }
 
+    /// `act` is called if the backends do not come within `startup.wait_timeout`. (A server ends by itself
+    /// only what is its own; the process is the caller's.)
+    pub fn on_failure(&self, act: impl Fn() + Send + 'static) {
+        self.shared.backends.on_failure(Box::new(act));
+    }
+
+    /// Why it cannot go on, if it cannot.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.backends.failure()
+    }
+
     fn stop(&mut self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         self.shared.stopped.store(true, Ordering::SeqCst);
@@ -255,6 +272,8 @@ fn build(
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
         changing: Mutex::new(()),
         open_files_max,
+        backends: startup::Backends::default(),
+        xpyd: metrics::xpyd::Families::new(shards),
     });
     Ok((shared, ears, control_ear))
 }

@@ -2,16 +2,17 @@
 
 use std::rc::Rc;
 
+use crate::config::Surface;
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::reply::Own;
-use crate::exchange::{Reply, Request};
+use crate::exchange::{Reply, Request, shape};
 use crate::log;
 use crate::metrics::{self, Counter, ErrorKind};
-use crate::wire::openai::error_body;
+use crate::net::sweep::Slot;
 
 use super::shard::Shard;
 use super::surface::Route;
-use super::{admin, control};
+use super::{admin, control, xpyd};
 
 const JSON: &str = "application/json";
 
@@ -23,25 +24,35 @@ pub async fn answer(
     reply: &mut Reply,
 ) -> log::End {
     let id = &*request.id;
-    match page(shard, request, route).await {
+    match page(shard, request, route, &reply.slot).await {
         Ok(page) => {
+            let extra: Vec<_> = page.extra.iter().map(|(k, v)| (*k, v.as_str())).collect();
             let own = Own {
                 status: page.status,
                 content_type: page.content_type,
                 body: &page.body,
-                extra: page.allow.as_slice(),
+                extra: &extra,
             };
             match reply.own(Some(id), own).await {
                 Ok(()) => log::End::Ok,
                 Err(_) => log::End::ClientGone,
             }
         }
+        Err(error) if error.kind == Kind::ClientGone => {
+            reply.break_off();
+            log::End::ClientGone
+        }
         Err(error) => {
             shard
                 .tools
                 .metrics
                 .inc(Counter::request_errors(ErrorKind(error.kind.index())));
-            match reply.error(Some(id), &error).await {
+            let surface = shard.tools.config().surface;
+            let body = match error.kind {
+                Kind::NotFound => shape::no_path(surface),
+                _ => shape::body(surface, &error),
+            };
+            match reply.error_with(Some(id), &error, &body).await {
                 Ok(()) => log::End::Error(error.kind.name()),
                 Err(_) => log::End::ClientGone,
             }
@@ -49,25 +60,40 @@ pub async fn answer(
     }
 }
 
-struct Page {
-    status: u16,
-    content_type: &'static str,
-    body: Vec<u8>,
-    /// The `Allow` header of a 405.
-    allow: Option<(&'static str, &'static str)>,
+/// A whole answer of our own.
+pub struct Page {
+    pub status: u16,
+    /// Empty: there is none.
+    pub content_type: &'static str,
+    pub body: Vec<u8>,
+    /// Further fields of its head.
+    pub extra: Vec<(&'static str, String)>,
 }
 
-fn json(status: u16, body: Vec<u8>) -> Page {
+impl Page {
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Page {
+        self.extra.push((name, value.into()));
+        self
+    }
+}
+
+pub fn json(status: u16, body: Vec<u8>) -> Page {
     Page {
         status,
         content_type: JSON,
         body,
-        allow: None,
+        extra: Vec::new(),
     }
 }
 
-async fn page(shard: &Rc<Shard>, request: &Request, route: Route) -> Result<Page, Error> {
+async fn page(
+    shard: &Rc<Shard>,
+    request: &Request,
+    route: Route,
+    slot: &Slot,
+) -> Result<Page, Error> {
     let fail = |kind, what: &'static str| Err(Error::new(kind, Stage::Body, what));
+    let surface = shard.tools.config().surface;
     match route {
         Route::Health => Ok(json(200, br#"{"status":"ok"}"#.to_vec())),
         Route::Ready if shard.shared.ready() => Ok(json(200, br#"{"status":"ready"}"#.to_vec())),
@@ -79,7 +105,10 @@ async fn page(shard: &Rc<Shard>, request: &Request, route: Route) -> Result<Page
         Route::Metrics => {
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {
-                content_type: metrics::CONTENT_TYPE,
+                content_type: match surface {
+                    Surface::Native => metrics::CONTENT_TYPE,
+                    Surface::Xpyd => metrics::xpyd::CONTENT_TYPE,
+                },
                 ..json(status, body)
             })
         }
@@ -95,18 +124,12 @@ async fn page(shard: &Rc<Shard>, request: &Request, route: Route) -> Result<Page
         }
         Route::MethodNotAllowed(allow) => {
             let kind = Kind::MethodNotAllowed;
-            let body = error_body(
-                &format!("this path takes {allow}"),
-                kind.class(),
-                kind.status(),
-            );
-            Ok(Page {
-                allow: Some(("allow", allow)),
-                ..json(kind.status(), body)
-            })
+            let error = Error::new(kind, Stage::Body, format!("this path takes {allow}"));
+            Ok(json(kind.status(), shape::body(surface, &error)).with("allow", allow))
         }
         Route::NotFound | Route::Generate(_) | Route::Forward => {
-            fail(Kind::NotFound, "there is nothing at this path")
+            fail(Kind::NotFound, shape::NO_PATH)
         }
+        Route::Xpyd(page) => xpyd::page::answer(shard, request, slot, page).await,
     }
 }

@@ -19,6 +19,7 @@ impl Server {
         new.host.clone_from(&old.host);
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
+        new.surface = old.surface;
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
@@ -47,6 +48,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("host", old.host == new.host),
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
+        ("surface", old.surface == new.surface),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),

@@ -16,9 +16,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::load::LoadView;
-use crate::exchange::Tools;
+use crate::config::Surface;
+use crate::error::{Error, Kind, Stage};
 use crate::exchange::budget::Budget;
 use crate::exchange::release::{self, Met, Releases};
+use crate::exchange::{Tools, shape};
 use crate::log;
 use crate::metrics::{Counter, Gauge};
 use crate::net::buffer::Buffers;
@@ -264,7 +266,7 @@ impl Shard {
             log::limited("connections", log::Level::Warning, || {
                 format!("limits.connections_max ({limit}) is reached: connections are refused")
             });
-            return refuse(fd);
+            return refuse(fd, self.tools.config().surface);
         }
         metrics.gauge_add(Gauge::connections_open(), 1);
         monoio::spawn(async move {
@@ -362,18 +364,23 @@ fn accept_now(listener: RawFd) -> Option<OwnedFd> {
 }
 
 /// One write that fits any socket buffer, then closed.
-fn refuse(fd: OwnedFd) {
-    const BODY: &str = concat!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n",
-        "content-length: 104\r\nconnection: close\r\n\r\n",
-        r#"{"error":{"message":"too many client connections","type":"service_unavailable","param":null,"code":503}}"#
-    );
+fn refuse(fd: OwnedFd, surface: Surface) {
+    let what = "too many client connections";
+    let error = Error::new(Kind::Overloaded, Stage::Head, what);
+    let body = shape::body(surface, &error);
+    let mut answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(&body);
     // SAFETY: a plain non-blocking send on a descriptor that we own.
     unsafe {
         libc::send(
             fd.as_raw_fd(),
-            BODY.as_ptr().cast(),
-            BODY.len(),
+            answer.as_ptr().cast(),
+            answer.len(),
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
         )
     };

@@ -1,6 +1,6 @@
 //! pdrelay's own face: the OpenAI paths, the engines' inference paths, and the operator's four.
 
-use super::{AdminPath, Route};
+use super::{AdminPath, Route, listed, plain};
 use crate::metrics::Endpoint;
 use crate::wire::head::Method;
 
@@ -60,16 +60,9 @@ pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
 }
 
 fn forwarded(path: &str, forward: &[String]) -> bool {
-    // A dot segment could climb out of a prefix once the engine resolves it, and what follows a `#` it may
-    // cut off: other spellings of a path that is not forwarded.
-    let plain = !path.contains("/.") && !path.contains("//") && !path.contains(['%', '#', '\\']);
-    let listed = forward.iter().any(|rule| match rule.strip_suffix('*') {
-        Some(prefix) => plain && path.starts_with(prefix),
-        None => path == rule,
-    });
-    listed
+    listed(path, forward)
         || FORWARDED.contains(&path)
-        || (path.starts_with("/v1/") && plain && !ENGINE_ADMIN.contains(&path))
+        || (path.starts_with("/v1/") && plain(path) && !ENGINE_ADMIN.contains(&path))
 }
 
 #[cfg(test)]
