@@ -69,7 +69,8 @@ impl Cluster {
                 }
             }
         }
-        Ok(Cluster::of(instances, next_index, self.estimate.clone()))
+        let estimate = self.estimate.clone();
+        Ok(Cluster::of(instances, next_index, estimate, &self.models))
     }
 
     fn find(&self, role: Role, address: &Address) -> Option<&Arc<Instance>> {

@@ -5,7 +5,7 @@
 //! count at once, the others' with a delay of at most `load_view_max_age`; and the counters' cache lines
 //! travel between cores once per that time, not once per pick.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -111,7 +111,7 @@ impl LoadView {
         InFlight {
             instance: instance.clone(),
             view: self.clone(),
-            charge,
+            charge: Cell::new(charge),
         }
     }
 
@@ -134,13 +134,23 @@ fn entry(entries: &mut Vec<Entry>, index: usize) -> &mut Entry {
 pub struct InFlight {
     pub instance: Arc<Instance>,
     view: Rc<LoadView>,
-    charge: Counts,
+    charge: Cell<Counts>,
+}
+
+impl InFlight {
+    /// The instance is done with it, though the client may still be reading: given back before the client
+    /// sees the end, so that its next request finds the instance free, whatever shard it comes in on.
+    pub fn give_back(&self) {
+        let charge = self.charge.take();
+        if charge != Counts::default() {
+            self.view.add(&self.instance, Counts::default() - charge);
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.view
-            .add(&self.instance, Counts::default() - self.charge);
+        self.give_back();
     }
 }
 

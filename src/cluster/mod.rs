@@ -13,11 +13,14 @@ pub mod breaker;
 pub mod change;
 pub mod fetch;
 pub mod health;
+pub mod learn;
 pub mod load;
+pub mod models;
+pub mod ring;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
@@ -25,6 +28,11 @@ use crate::net::stream::Target;
 use crate::shared::Published;
 use breaker::{Breaker, State};
 use load::{Estimate, Load};
+use models::{Models, NoModel, Scope};
+use ring::Points;
+
+/// The context length of an instance that has not said its own: xPyD-proxy's.
+const MAX_MODEL_LEN: u32 = 131_072;
 
 /// One engine. Lives as long as any request that uses it, whatever the snapshots say by then.
 pub struct Instance {
@@ -35,6 +43,14 @@ pub struct Instance {
     /// The address as text: in heads, metrics and logs.
     pub name: Arc<str>,
     pub weight: f64,
+    /// The model that it is configured for.
+    pub configured: Option<Arc<str>>,
+    /// The model that it says it serves. Not read on the way of a request.
+    said: Mutex<Option<Arc<str>>>,
+    max_model_len: AtomicU32,
+    /// It was asked what it serves, whether it answered or not.
+    asked: AtomicBool,
+    points: OnceLock<Points>,
     pub load: Load,
     pub breaker: Breaker,
     health: AtomicU8,
@@ -42,7 +58,6 @@ pub struct Instance {
     found: AtomicU8,
     /// When that was, on the process's clock; 0: never.
     found_ms: AtomicU64,
-    model: Option<Arc<str>>,
     /// Takes no new requests.
     pub draining: AtomicBool,
     /// Requests are in flight and no byte has come for too long.
@@ -97,12 +112,18 @@ impl Instance {
             role: one.role,
             address: one.address.clone(),
             weight: one.weight,
+            configured: Some(one.model.as_str())
+                .filter(|model| !model.is_empty())
+                .map(Arc::from),
+            said: Mutex::default(),
+            max_model_len: AtomicU32::new(MAX_MODEL_LEN),
+            asked: AtomicBool::new(false),
+            points: OnceLock::new(),
             load: Load::default(),
             breaker: Breaker::new(breaker),
             health: AtomicU8::new(0),
             found: AtomicU8::new(0),
             found_ms: AtomicU64::new(0),
-            model: (!one.model.is_empty()).then(|| one.model.as_str().into()),
             draining: AtomicBool::new(false),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
@@ -111,6 +132,32 @@ impl Instance {
             met: Mutex::default(),
             name,
         }
+    }
+
+    /// The model it serves: as configured, else as it says; `None` while it has not.
+    pub fn model(&self) -> Option<Arc<str>> {
+        let said = || self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        self.configured.clone().or_else(|| said().clone())
+    }
+
+    /// Longest prompt and answer together, in tokens: as it says.
+    pub fn max_model_len(&self) -> u32 {
+        self.max_model_len.load(Ordering::Relaxed)
+    }
+
+    /// It was asked what it serves. `None`: no answer; what it said before holds.
+    pub fn learned(&self, model: Option<(String, Option<u32>)>) {
+        if let Some((id, length)) = model {
+            *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.into());
+            let length = length.filter(|n| *n > 0).unwrap_or(MAX_MODEL_LEN);
+            self.max_model_len.store(length, Ordering::Relaxed);
+        }
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Its points on the ring. The number is that of the first call: it cannot change in a process.
+    pub fn points(&self, count: u32) -> &Points {
+        self.points.get_or_init(|| Points::of(&self.name, count))
     }
 
     /// May it be picked, as far as its standing goes?
@@ -165,11 +212,6 @@ impl Instance {
             .store(breaker::now_ms().max(1), Ordering::Relaxed);
     }
 
-    /// The model it serves, as far as known.
-    pub fn model(&self) -> Option<Arc<str>> {
-        self.model.clone()
-    }
-
     pub fn set_health(&self, health: Health) {
         let before = self.health.swap(health as u8, Ordering::Relaxed);
         if health == Health::Unhealthy && before != Health::Unhealthy as u8 {
@@ -202,6 +244,7 @@ pub struct Cluster {
     next_index: usize,
     /// Tokens per prompt byte, learned.
     pub estimate: Arc<Estimate>,
+    pub models: Models,
 }
 
 impl Cluster {
@@ -214,10 +257,18 @@ impl Cluster {
             .map(|(i, one)| Arc::new(Instance::new(i, one, &config.circuit_breaker, metrics)))
             .collect();
         let next_index = instances.len();
-        Cluster::of(instances, next_index, Arc::default())
+        let none = Models::none(config.models.strict);
+        Cluster::of(instances, next_index, Arc::default(), &none)
     }
 
-    fn of(instances: Vec<Arc<Instance>>, next_index: usize, estimate: Arc<Estimate>) -> Cluster {
+    /// `before`: the models of the snapshot that this one replaces.
+    fn of(
+        instances: Vec<Arc<Instance>>,
+        next_index: usize,
+        estimate: Arc<Estimate>,
+        before: &Models,
+    ) -> Cluster {
+        let models = Models::of(&instances, before.strict, before);
         let by_role = Role::ALL.map(|role| {
             instances
                 .iter()
@@ -230,12 +281,56 @@ impl Cluster {
             by_role,
             next_index,
             estimate,
+            models,
         }
+    }
+
+    /// The same instances, told apart by what they have said since.
+    pub fn relearned(&self) -> Cluster {
+        let instances = self.instances.clone();
+        Cluster::of(
+            instances,
+            self.next_index,
+            self.estimate.clone(),
+            &self.models,
+        )
     }
 
     /// In configured order.
     pub fn role(&self, role: Role) -> &[Arc<Instance>] {
         &self.by_role[role as usize]
+    }
+
+    /// Every model that an instance serves, as far as is known, in alphabetical order.
+    pub fn model_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.instances.iter().filter_map(|i| i.model()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Those of this role that may serve a request, in configured order.
+    pub fn members(&self, scope: Scope, role: Role) -> &[Arc<Instance>] {
+        match self.models.in_scope(scope) {
+            Some(served) => served.role(role),
+            None => self.role(role),
+        }
+    }
+
+    /// Who serves this model?
+    pub fn scope_of(&self, model: &[u8]) -> Result<Scope, NoModel> {
+        match self.models.find(model) {
+            Some(at) => Ok(Scope::One(at)),
+            None if !self.models.strict => Ok(Scope::All),
+            None => {
+                let silent =
+                    |i: &Arc<Instance>| i.model().is_none() && !i.asked.load(Ordering::Relaxed);
+                Err(match self.instances.iter().any(silent) {
+                    true => NoModel::NotYet,
+                    false => NoModel::Unknown,
+                })
+            }
+        }
     }
 
     /// Did the last probes find what a request needs: a prefill and a decode instance, or an aggregated
@@ -251,7 +346,11 @@ impl Cluster {
 
     /// Is there an instance of this role that would be picked now?
     pub fn available(&self, role: Role, now_ms: u64) -> bool {
-        self.role(role)
+        self.available_in(Scope::All, role, now_ms)
+    }
+
+    pub fn available_in(&self, scope: Scope, role: Role, now_ms: u64) -> bool {
+        self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
     }

@@ -107,6 +107,7 @@ impl Exchange {
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
+        self.bind(&answer.instance);
         if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
             self.cluster
                 .estimate

@@ -19,12 +19,14 @@ pub mod send;
 pub mod shape;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cluster::Cluster;
 use crate::cluster::load::LoadView;
+use crate::cluster::models::{NoModel, Scope};
+use crate::cluster::{Cluster, Instance};
 use crate::config::{Config, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, ShardMetrics, Skip};
@@ -73,6 +75,8 @@ impl Tools {
 
 /// The policy of each role; one object for all shards.
 pub struct Policies {
+    /// Those of models that only aggregated instances serve, where they have their own.
+    pub models: HashMap<String, Box<dyn Policy>>,
     pub prefill: Box<dyn Policy>,
     pub decode: Box<dyn Policy>,
     pub aggregated: Box<dyn Policy>,
@@ -106,6 +110,10 @@ pub struct Exchange {
     /// One snapshot for the whole request.
     pub cluster: Snapshot<Cluster>,
     pub config: Snapshot<Config>,
+    /// Whose instances may serve it.
+    pub scope: Cell<Scope>,
+    /// What policies have asked for: the same in every pick.
+    places: pick::Places,
     pub trace: Trace,
     /// Instances (by index) that failed this request: passed over while there are others.
     pub avoid: RefCell<Vec<usize>>,
@@ -131,6 +139,8 @@ pub struct Trace {
     pub model: RefCell<Option<Box<str>>>,
     /// The stage the request is in.
     pub stage: Cell<Stage>,
+    /// Its handshake, if that is not the configured one.
+    pub handshake: Cell<Option<&'static str>>,
 }
 
 impl Trace {
@@ -148,6 +158,7 @@ impl Trace {
             retries: Cell::default(),
             model: RefCell::default(),
             stage: Cell::new(Stage::Body),
+            handshake: Cell::default(),
         }
     }
 
@@ -192,6 +203,8 @@ impl Exchange {
         Exchange {
             cluster: tools.cluster.get(),
             config: tools.config(),
+            scope: Cell::new(Scope::All),
+            places: pick::Places::default(),
             tools: tools.clone(),
             request: RefCell::new(request),
             slot,
@@ -199,6 +212,64 @@ impl Exchange {
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
         }
+    }
+
+    /// Whose instances may serve the model that the request names? Any, if it names none.
+    pub fn find_model(&self) -> Result<(), Error> {
+        if !self.cluster.models.matter() {
+            return Ok(());
+        }
+        let request = self.request();
+        let Some(name) = request.model() else {
+            return Ok(());
+        };
+        let shown = || String::from_utf8_lossy(&name[..name.len().min(200)]).into_owned();
+        match self.cluster.scope_of(&name) {
+            Ok(scope) => {
+                self.scope.set(scope);
+                Ok(())
+            }
+            Err(NoModel::Unknown) => {
+                let what = format!("The model '{}' does not exist", shown());
+                Err(Error::new(Kind::NotFound, Stage::Body, what))
+            }
+            Err(NoModel::NotYet) => {
+                let what = "is not known yet: some instances have not said what they serve";
+                let what = format!("The model '{}' {what}", shown());
+                Err(Error::new(Kind::NoInstance, Stage::Body, what))
+            }
+        }
+    }
+
+    /// An instance has taken part in a request that named no model: the others must serve the same one.
+    pub fn bind(&self, instance: &Instance) {
+        if self.scope.get() == Scope::All
+            && self.cluster.models.matter()
+            && let Some(name) = instance.model()
+            && let Some(at) = self.cluster.models.find(name.as_bytes())
+        {
+            self.scope.set(Scope::One(at));
+        }
+    }
+
+    /// Where the request's model is in another snapshot; `None`: nobody serves it there.
+    pub fn scope_in(&self, cluster: &Cluster) -> Option<Scope> {
+        match self.cluster.models.in_scope(self.scope.get()) {
+            None => Some(Scope::All),
+            Some(served) => cluster.models.find(served.name.as_bytes()).map(Scope::One),
+        }
+    }
+
+    /// Those that may serve it as the list is now; [`Exchange::members`] is as it was when it began.
+    pub fn members_now(&self, role: Role) -> Vec<Arc<Instance>> {
+        let cluster = self.tools.cluster.get();
+        let scope = self.scope_in(&cluster);
+        scope.map_or(Vec::new(), |scope| cluster.members(scope, role).to_vec())
+    }
+
+    /// The instances of this role that may serve it.
+    pub fn members(&self, role: Role) -> &[Arc<Instance>] {
+        self.cluster.members(self.scope.get(), role)
     }
 
     /// The client's request. Its bytes are there until the reply has begun.

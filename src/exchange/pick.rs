@@ -1,18 +1,23 @@
 //! Picking: snapshot, candidates, policy, load charged.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cluster::Instance;
 use crate::cluster::breaker::{State, now_ms};
-use crate::cluster::load::InFlight;
+use crate::cluster::load::{Counts, InFlight};
+use crate::cluster::models::Scope;
+use crate::cluster::ring::{Points, place};
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::log;
 use crate::metrics::{Failure, InstanceCounter};
-use crate::policy::{Ask, Candidate};
+use crate::policy::{Ask, Candidate, Facts, Policy};
+use crate::wire::json::string_value;
+use crate::wire::prompt::first_words;
 
-use super::{Exchange, Stop};
+use super::{Exchange, Request, Stop};
 
 /// An instance chosen for one leg, charged with it until this is dropped.
 pub struct Picked {
@@ -37,14 +42,15 @@ impl Exchange {
     /// list that this request began with may have been replaced since.
     pub fn pick_except(&self, role: Role, tried: &[usize]) -> Result<Picked, Stop> {
         let cluster = self.tools.cluster.get();
-        let instances = cluster.role(role);
+        let scope = self.scope_in(&cluster);
+        let instances = scope.map_or(&[][..], |scope| cluster.members(scope, role));
         let now = now_ms();
         let mut candidates = self.tools.candidates.borrow_mut();
         // In order of preference: those in good standing; then whoever is not tried, ejected or not.
         for strict in [true, false] {
             self.fill(&mut candidates, instances, tried, strict.then_some(now));
             while !candidates.is_empty() {
-                let at = self.choose(role, &candidates);
+                let at = self.choose(role, instances, &candidates);
                 let instance = &instances[candidates[at].position];
                 let trial = strict && instance.breaker.state(now) == State::HalfOpen;
                 if trial && !instance.breaker.claim_trial(now) {
@@ -99,30 +105,52 @@ impl Exchange {
                 position,
                 load,
                 weight: instance.weight,
+                max_model_len: instance.max_model_len(),
             });
         }
     }
 
-    fn choose(&self, role: Role, candidates: &[Candidate]) -> usize {
-        if candidates.len() == 1 {
-            return 0;
-        }
+    fn choose(&self, role: Role, instances: &[Arc<Instance>], candidates: &[Candidate]) -> usize {
         let turns = &self.tools.rotation[role as usize];
         let rotation = turns.get();
         turns.set(rotation.wrapping_add(1));
+        let scope = self.scope.get();
+        let prompt_tokens = self.prompt_tokens();
+        let answer_tokens = match role {
+            Role::Encode => 0,
+            Role::Prefill => 1,
+            Role::Decode | Role::Aggregated => self.request().summary.max_tokens.unwrap_or(0),
+        };
         let ask = Ask {
             role,
-            prompt_tokens: self.prompt_tokens(),
+            prompt_tokens,
+            total_tokens: prompt_tokens.saturating_add(answer_tokens),
             rotation,
+            turn: self.cluster.models.turns(scope).of(role),
+            rng: &self.tools.rng,
+            facts: &Known { x: self, instances },
         };
-        let policies = &self.tools.policies;
-        let policy = match role {
-            Role::Encode => &policies.encode,
-            Role::Prefill => &policies.prefill,
-            Role::Decode => &policies.decode,
-            Role::Aggregated => &policies.aggregated,
-        };
+        let policy = self.policy(scope, role);
         policy.pick(candidates, &ask).min(candidates.len() - 1)
+    }
+
+    fn policy(&self, scope: Scope, role: Role) -> &dyn Policy {
+        let policies = &self.tools.policies;
+        // Models of prefill and decode instances have the common policies, as in xPyD-proxy.
+        if role == Role::Aggregated
+            && !policies.models.is_empty()
+            && let Some(served) = self.cluster.models.in_scope(scope)
+            && served.only_aggregated()
+            && let Some(own) = policies.models.get(&*served.name)
+        {
+            return &**own;
+        }
+        match role {
+            Role::Encode => &*policies.encode,
+            Role::Prefill => &*policies.prefill,
+            Role::Decode => &*policies.decode,
+            Role::Aggregated => &*policies.aggregated,
+        }
     }
 
     /// The picked instance could not be reached: it is left out of choice, process-wide.
@@ -181,6 +209,73 @@ impl Exchange {
         if instance.breaker.succeeded(now_ms(), picked.trial) {
             log::info(|| format!("{} {} is back", instance.role.name(), instance.name));
         }
+    }
+}
+
+/// Places on the ring that have been worked out for one request.
+#[derive(Default)]
+pub(super) struct Places {
+    session: Cell<Option<u128>>,
+    prefix: Cell<Option<u128>>,
+}
+
+/// What policies may ask about one pick.
+struct Known<'a> {
+    x: &'a Exchange,
+    instances: &'a [Arc<Instance>],
+}
+
+impl Facts for Known<'_> {
+    fn load(&self, position: usize) -> Counts {
+        self.instances[position].load.read()
+    }
+
+    fn session(&self) -> u128 {
+        let places = &self.x.places;
+        let found = places.session.get();
+        let found = found.unwrap_or_else(|| session(&self.x.request()));
+        places.session.set(Some(found));
+        found
+    }
+
+    fn prefix(&self) -> u128 {
+        let places = &self.x.places;
+        let found = places.prefix.get().unwrap_or_else(|| {
+            let request = self.x.request();
+            let count = self.x.config.scheduling.prefix_length as usize;
+            let words = first_words(request.body(), &request.object, count);
+            place(words.as_bytes())
+        });
+        places.prefix.set(Some(found));
+        found
+    }
+
+    fn points(&self, position: usize) -> &Points {
+        self.instances[position].points(self.x.config.scheduling.virtual_nodes)
+    }
+}
+
+/// Who asks: the session field, else the body's user, else the client's address.
+fn session(request: &Request) -> u128 {
+    let field = request
+        .head
+        .fields
+        .get(request.head_bytes(), "x-session-id")
+        .filter(|value| !value.is_empty());
+    if let Some(value) = field {
+        if value.is_ascii() {
+            return place(value);
+        }
+        // Field values are Latin-1 to the old proxy, and hashed as UTF-8.
+        let text: String = value.iter().map(|byte| char::from(*byte)).collect();
+        return place(text.as_bytes());
+    }
+    let user = request.object.get(request.body(), "user");
+    let user = user.and_then(string_value).filter(|user| !user.is_empty());
+    match (user, request.peer) {
+        (Some(user), _) => place(&user),
+        (None, Some(peer)) => place(peer.to_canonical().to_string().as_bytes()),
+        (None, None) => place(b"__default__"),
     }
 }
 

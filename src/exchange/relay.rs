@@ -356,6 +356,9 @@ impl Reply {
             }
             self.chunks += 1;
         }
+        if relay.done() {
+            opened.picked.in_flight.give_back();
+        }
         Ok(out)
     }
 
@@ -408,6 +411,9 @@ impl Reply {
                 x.trace.ttft.set(Some(x.trace.started.elapsed()));
             }
             let full = buf.len() == buf.capacity();
+            if relay.done() {
+                opened.picked.in_flight.give_back();
+            }
             let written = match step {
                 Ok(Step::Same(n)) => {
                     buf.truncate(n);

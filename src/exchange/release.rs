@@ -23,6 +23,7 @@ use std::task::{Poll, Waker};
 
 use super::{Exchange, Leg, Request, Stop, Tools, Trace};
 use crate::cluster::Instance;
+use crate::cluster::models::Scope;
 use crate::config::Role;
 use crate::error::Stage;
 use crate::log;
@@ -165,6 +166,9 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
     slot.begin_request(tools.config().timeouts.release);
     let trace = Trace::new(std::time::Instant::now());
     let x = Exchange::new(tools, release.request, slot, trace);
+    if x.find_model().is_err() || x.scope.get() == Scope::All {
+        x.bind(&release.prefill);
+    }
     loop {
         let Ok(decode) = x.pick(Role::Decode) else {
             return false;
@@ -189,8 +193,8 @@ async fn one(tools: &Rc<Tools>, release: Release) -> bool {
 /// Is there a D that has not refused?
 fn anyone_else(x: &Exchange) -> bool {
     let avoided = x.avoid.borrow();
-    let decoders = x.cluster.role(Role::Decode).iter();
-    decoders
+    x.members_now(Role::Decode)
+        .iter()
         .filter(|d| !d.draining())
         .any(|d| !avoided.contains(&d.index))
 }

@@ -1,12 +1,13 @@
 //! A client's request as received: bytes, and ranges into them. Shared by all its legs, copied by none.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::rc::Rc;
 
 use crate::wire::head::RequestHead;
-use crate::wire::json::Object;
+use crate::wire::json::{Object, string_value};
 use crate::wire::openai::Summary;
 
 pub struct Request {
@@ -119,6 +120,13 @@ impl Request {
     /// The body's bytes for a write that outlives this borrow, and where in them the body begins.
     pub fn shared_body(&self) -> (Rc<Vec<u8>>, usize) {
         (self.body_bytes.clone(), self.body.start)
+    }
+
+    /// The model that is asked for, if one is. Gone with the bytes.
+    pub fn model(&self) -> Option<Cow<'_, [u8]>> {
+        let (start, end) = self.summary.model?;
+        let value = self.body().get(start as usize..end as usize)?;
+        string_value(value).filter(|name| !name.is_empty())
     }
 
     /// Path and query in origin form.

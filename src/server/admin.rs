@@ -3,10 +3,12 @@
 //! | request | body | answers |
 //! |---|---|---|
 //! | `GET /admin/instances` | | 200, the list as in `/status` |
-//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200","weight":1.0}` | 200; 409 if it is there |
-//! | `POST /admin/instances/drain` | `{"role":..,"address":..}` | 200: no new requests; 404 if unknown |
+//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409 if it is there |
+//! | `POST /admin/instances/drain` | the same | 200: no new requests; 404 if unknown |
 //! | `POST /admin/instances/resume` | the same | 200: takes requests again |
 //! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
+//!
+//! A new instance may have a `"weight"` (1.0) and a `"model"` (whatever it says it serves).
 //!
 //! All need the key (`admin_api_key`, or the variable `ADMIN_API_KEY`) as `X-Api-Key` or as a bearer
 //! token: 401 without, 403 when no key is configured at all.
@@ -37,6 +39,7 @@ struct Body {
     role: String,
     address: String,
     weight: Option<f64>,
+    model: Option<String>,
 }
 
 /// Is this request allowed, and what does it ask?
@@ -74,7 +77,7 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
             address,
             role,
             weight,
-            model: String::new(),
+            model: body.model.unwrap_or_default(),
         }),
     }))
 }
@@ -162,6 +165,7 @@ pub fn apply(shared: &Shared, changes: &[Change]) -> Result<(), Refused> {
         for instance in next.instances.iter().filter(|i| i.targets.get().is_empty()) {
             instance.targets.publish(resolve(&instance.address));
         }
+        super::prepare(&shared.config.get(), &next);
         shared.cluster.publish(next);
     }
     Ok(())

@@ -52,7 +52,10 @@ pub async fn generate(
         reply.inbox.read_ahead(LITTLE);
     }
     let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
-    let result = run(shard, &x, reply).await;
+    let result = match x.find_model() {
+        Ok(()) => run(shard, &x, reply).await,
+        Err(error) => Err(error),
+    };
     let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
     if xpyd_face {
@@ -77,8 +80,9 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     let retry = &x.config.retry;
     let mut tries = if retry.enabled { retry.max_retries } else { 0 };
     x.tools.budget.earn();
+    let mut script = shard.shared.script(x);
     loop {
-        let Err(stop) = shard.shared.handshake.run(x, reply).await else {
+        let Err(stop) = script.run(x, reply).await else {
             return Ok(());
         };
         let slow = too_slow(x, &stop);
@@ -95,6 +99,13 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             // Boxed, as all that few requests come to: a stream that rests should be small.
             Box::pin(back_off(x, retry.max_retries - tries)).await;
             continue;
+        }
+        if open && nobody_left(&stop) && x.trace.handshake.get().is_none() {
+            // A request that names no model may have others to go to.
+            script = shard.shared.script(x);
+            if x.trace.handshake.get().is_some() {
+                continue;
+            }
         }
         if open && decode_only(x, &stop) {
             x.without_prefill.set(true);
@@ -135,6 +146,10 @@ fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
     }
 }
 
+fn nobody_left(stop: &Stop) -> bool {
+    matches!(stop, Stop::Error(e) if matches!(e.kind, Kind::NoInstance | Kind::ConnectFailed))
+}
+
 fn decode_only(x: &Exchange, stop: &Stop) -> bool {
     let failed = match stop {
         Stop::Answer(answer) => answer.head.status >= 500,
@@ -155,7 +170,7 @@ fn anyone_new(x: &Exchange) -> bool {
     let mut known = x.cluster.instances.iter().chain(&now.instances);
     let failed = avoided.last().and_then(|i| known.find(|o| o.index == *i));
     failed.is_some_and(|failed| {
-        now.role(failed.role)
+        x.members_now(failed.role)
             .iter()
             .any(|one| !avoided.contains(&one.index))
     })

@@ -336,6 +336,7 @@ impl Client {
         let Some(line) = line else { return };
         line.status = status;
         line.endpoint = outcome.endpoint.name();
+        line.handshake = trace.handshake.get().unwrap_or(line.handshake);
         line.prefill = trace.prefill_at.borrow().clone();
         line.decode = trace.decode_at.borrow().clone();
         line.bytes_out = reply.bytes_out;

@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::breaker::{State, now_ms};
+use crate::cluster::learn::Questions;
 use crate::cluster::{Health, Instance, health, resolve};
-use crate::config::{Address, Surface};
+use crate::config::{Address, Config, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
@@ -149,6 +150,7 @@ fn alive(shared: &Weak<Shared>) -> Option<Arc<Shared>> {
 /// Probes one instance until it is taken out of the cluster.
 async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
     let mut failures = 0;
+    let mut questions = Questions::default();
     loop {
         let Some(server) = alive(&shared) else { return };
         if !server
@@ -163,22 +165,59 @@ async fn probe(shared: Weak<Shared>, instance: Arc<Instance>) {
         let config = server.config.get();
         let check = config.health_check.clone();
         let every = startup::probe_every(&config, server.backends.seen());
-        let watched = startup::watches(&config);
-        drop((config, server));
+        let probed = check.enabled || startup::watches(&config);
+        drop(server);
         if !check.enabled {
             instance.set_health(Health::Unknown);
         }
-        if !check.enabled && !watched {
-            monoio::time::sleep(check.interval).await;
-            continue;
+        failures = match probed {
+            true => health::round(&instance, &check, failures).await,
+            false => 0,
+        };
+        let found = || {
+            if let Some(server) = alive(&shared).filter(|_| probed && failures == 0) {
+                server.backends.note(&server.cluster.get());
+            }
+        };
+        // Where requests are told apart by what it says, the gate opens once it has said it; else at once.
+        let unnamed = config.models.strict && instance.configured.is_none();
+        if !unnamed {
+            found();
         }
-        failures = health::round(&instance, &check, failures).await;
-        if let Some(server) = alive(&shared).filter(|_| failures == 0) {
-            server.backends.note(&server.cluster.get());
+        if failures > 0 {
+            instance.learned(None);
+        } else if probed || wanted(&config, &instance) {
+            let key = config.openai_api_key.as_ref();
+            if questions.ask(&instance, key, check.timeout).await {
+                relearn(&shared);
+            }
+        }
+        if unnamed {
+            found();
         }
         // While it is down, look more often: it should serve within 2 s of its first good answer.
         let soon = every.min(health::EVERY_WHILE_DOWN);
         monoio::time::sleep(if failures > 0 { soon } else { every }).await;
+    }
+}
+
+/// Does anything depend on what the instance says of itself? Else, where health checks are off, nothing is
+/// sent to it but requests.
+fn wanted(config: &Config, instance: &Instance) -> bool {
+    let unnamed = config.models.strict && instance.configured.is_none();
+    unnamed || super::any_policy(config, |spec| spec.lengths)
+}
+
+/// An instance serves another model than was known: requests are routed by that from now on.
+fn relearn(shared: &Weak<Shared>) {
+    let Some(shared) = alive(shared) else { return };
+    let _turn = shared
+        .changing
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let cluster = shared.cluster.get();
+    if cluster.models.strict {
+        shared.cluster.publish(cluster.relearned());
     }
 }
 

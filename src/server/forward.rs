@@ -2,13 +2,11 @@
 
 use std::rc::Rc;
 
-use crate::cluster::Instance;
 use crate::cluster::breaker::{State, now_ms};
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Request, Stop, Trace};
 use crate::metrics::Endpoint;
-use crate::wire::json;
 
 use super::attempt::{self, error_of, finish, settle};
 use super::connection::Outcome;
@@ -81,26 +79,11 @@ pub async fn checked(
 }
 
 async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let request = x.request();
-    let model = x.config.models.strict.then(|| {
-        let value = request.object.get(request.body(), "model");
-        let name = value.and_then(json::string_value).unwrap_or_default();
-        String::from_utf8_lossy(&name).into_owned()
-    });
-    let serves = |one: &Instance| match &model {
-        Some(model) => one.model().is_some_and(|own| *own == **model),
-        None => true,
-    };
-    if let Some(model) = &model
-        && !x.cluster.instances.iter().any(|one| serves(one))
-    {
-        let what = format!("The model '{model}' does not exist");
-        return Err(Error::new(Kind::NotFound, Stage::DecodeHead, what).into());
-    }
+    x.find_model()?;
     let nobody = "no instance is available";
     let mut last = Error::new(Kind::NoInstance, Stage::DecodeHead, nobody);
     let mut tried = Vec::new();
-    while let Some(picked) = first(x, &tried, serves) {
+    while let Some(picked) = first(x, &tried) {
         tried.push(picked.instance().index);
         let mut leg = Leg::new(Stage::DecodeHead);
         leg.verbatim = true;
@@ -116,11 +99,11 @@ async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
 }
 
 /// The first that would be picked now and has not been tried: by role, in configured order.
-fn first(x: &Exchange, tried: &[usize], serves: impl Fn(&Instance) -> bool) -> Option<Picked> {
+fn first(x: &Exchange, tried: &[usize]) -> Option<Picked> {
     let now = now_ms();
-    for one in ROLES.iter().flat_map(|role| x.cluster.role(*role)) {
+    for one in ROLES.iter().flat_map(|role| x.members(*role)) {
         let out = one.draining() || !one.in_standing(now);
-        if out || tried.contains(&one.index) || !serves(one) {
+        if out || tried.contains(&one.index) {
             continue;
         }
         let trial = one.breaker.state(now) == State::HalfOpen;

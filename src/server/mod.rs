@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::{Cluster, resolve};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
-use crate::exchange::Policies;
+use crate::exchange::{Exchange, Policies};
 use crate::handshake::{self, Handshake};
 use crate::log;
 use crate::metrics::{self, Gauge, Metrics};
@@ -52,6 +52,8 @@ pub struct Shared {
     pub cluster: Arc<Published<Cluster>>,
     pub handshake: Box<dyn Handshake>,
     pub handshake_spec: &'static handshake::Spec,
+    /// For models that only aggregated instances serve, whatever the handshake of the others.
+    pub aggregated: Box<dyn Handshake>,
     pub policies: Arc<Policies>,
     pub metrics: Arc<Metrics>,
     pub started: Instant,
@@ -78,14 +80,31 @@ impl Shared {
     pub fn ready(&self) -> bool {
         let now = crate::cluster::breaker::now_ms();
         let cluster = self.cluster.get();
+        let up = |role: &Role| cluster.available(*role, now);
         !self.draining.load(Ordering::Relaxed)
-            && self
-                .handshake_spec
-                .needs
-                .iter()
-                .all(|role| cluster.available(*role, now))
+            && (self.handshake_spec.needs.iter().all(up) || up(&Role::Aggregated))
+    }
+
+    /// The script for this request: the configured one, unless only aggregated instances can serve it.
+    pub fn script(&self, x: &Exchange) -> &dyn Handshake {
+        let needs = self.handshake_spec.needs;
+        let mixed = !needs.contains(&Role::Aggregated) && !x.members(Role::Aggregated).is_empty();
+        if !mixed {
+            return &*self.handshake;
+        }
+        let now = crate::cluster::breaker::now_ms();
+        let up = |role: &Role| x.cluster.available_in(x.scope.get(), *role, now);
+        let here = |role: &Role| !x.members(*role).is_empty();
+        // A request that may go to either goes to the one that is up.
+        if needs.iter().all(here) && (needs.iter().all(up) || !up(&Role::Aggregated)) {
+            return &*self.handshake;
+        }
+        x.trace.handshake.set(Some(AGGREGATED));
+        &*self.aggregated
     }
 }
+
+const AGGREGATED: &str = "aggregated";
 
 /// A running proxy. Dropping it stops it at once; [`Server::drain`] lets streams finish first.
 pub struct Server {
@@ -224,7 +243,9 @@ fn build(
     resolve_names(&cluster);
     let spec = handshake::find(&config.handshake)
         .ok_or_else(|| io::Error::other(format!("unknown handshake {}", config.handshake)))?;
+    let aggregated = handshake::find(AGGREGATED).unwrap_or(spec);
     let policies = policies(&config)?;
+    prepare(&config, &cluster);
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {
@@ -238,6 +259,7 @@ fn build(
         cluster: Arc::new(Published::new(cluster)),
         handshake: (spec.build)(),
         handshake_spec: spec,
+        aggregated: (aggregated.build)(),
         policies: Arc::new(policies),
         metrics,
         started: Instant::now(),
@@ -278,10 +300,29 @@ fn policies(config: &Config) -> io::Result<Policies> {
         };
         policy::build(name).ok_or_else(|| io::Error::other(format!("unknown policy {name}")))
     };
+    // An unknown name of a single model's was warned of where the config was read.
+    let own = config.models.schedulers.iter();
+    let own = own.filter_map(|(model, name)| Some((model.clone(), policy::build(name)?)));
     Ok(Policies {
+        models: own.collect(),
         encode: build(Role::Encode)?,
         prefill: build(Role::Prefill)?,
         decode: build(Role::Decode)?,
         aggregated: build(Role::Aggregated)?,
     })
+}
+
+/// Works out where instances stand on the ring, if a policy will ask: no request should wait for it.
+fn prepare(config: &Config, cluster: &Cluster) {
+    if any_policy(config, |spec| spec.ring) {
+        for instance in &cluster.instances {
+            instance.points(config.scheduling.virtual_nodes);
+        }
+    }
+}
+
+fn any_policy(config: &Config, of: impl Fn(&policy::Spec) -> bool) -> bool {
+    let names = [&config.scheduling.prefill, &config.scheduling.decode];
+    let mut names = names.into_iter().chain(config.models.schedulers.values());
+    names.any(|name| policy::find(name).is_some_and(&of))
 }

@@ -22,6 +22,7 @@ impl Server {
         new.surface = old.surface;
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
+        new.models = old.models.clone();
         let changes = change::against(&shared.cluster.get(), change::between(&old, &new));
         admin::apply(shared, &changes).map_err(|refused| format!("{refused:?}"))?;
         let count = changes.len();
@@ -40,6 +41,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("surface", old.surface == new.surface),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
+        ("the models' schedulers", old.models == new.models),
         ("log_level", old.log_level == new.log_level),
         (
             "timeouts.pool_idle",

@@ -18,6 +18,8 @@ struct Status<'a> {
     handshake: &'a str,
     scheduling: Scheduling<'a>,
     tokens_per_byte: f32,
+    /// That instances serve, as configured or as they say.
+    models: Vec<String>,
     limits: Limits,
     shards: Vec<Shard>,
     instances: Vec<Instance<'a>>,
@@ -67,6 +69,9 @@ struct Instance<'a> {
     requests: i64,
     tokens: i64,
     weight: f64,
+    /// As configured, else as it says; null while it has not.
+    model: Option<String>,
+    max_model_len: u32,
 }
 
 /// The instances alone: what the admin API answers.
@@ -88,6 +93,8 @@ fn list(cluster: &Cluster) -> Vec<Instance<'_>> {
             requests: load.requests,
             tokens: load.tokens,
             weight: one.weight,
+            model: one.model().map(|name| name.to_string()),
+            max_model_len: one.max_model_len(),
         }
     });
     list.collect()
@@ -123,6 +130,11 @@ pub fn render(shared: &Shared) -> Vec<u8> {
             decode: &config.scheduling.decode,
         },
         tokens_per_byte: cluster.estimate.ratio(),
+        models: cluster
+            .model_names()
+            .iter()
+            .map(|name| name.to_string())
+            .collect(),
         limits: Limits {
             in_flight: Level {
                 now: shared.in_flight.load(Ordering::Relaxed),

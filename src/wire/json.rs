@@ -292,24 +292,37 @@ pub fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
             at += 1;
             continue;
         }
-        let escape = raw.get(at + 1).copied().unwrap_or(b'\\');
-        at += 2;
-        match escape {
-            b'n' => out.push(b'\n'),
-            b't' => out.push(b'\t'),
-            b'r' => out.push(b'\r'),
-            b'b' => out.push(8),
-            b'f' => out.push(12),
-            b'u' => {
-                let (c, used) = unicode(&raw[at.min(raw.len())..]);
-                at += used;
-                let mut room = [0; 4];
-                out.extend_from_slice(c.encode_utf8(&mut room).as_bytes());
-            }
-            other => out.push(other),
-        }
+        let (c, used) = escape(&raw[at + 1..]);
+        at += 1 + used;
+        let mut room = [0; 4];
+        out.extend_from_slice(c.encode_utf8(&mut room).as_bytes());
     }
     Cow::Owned(out)
+}
+
+/// What one escape stands for, and how long it is; `rest` begins behind its backslash.
+pub fn escape(rest: &[u8]) -> (char, usize) {
+    let one = match rest.first() {
+        Some(b'n') => '\n',
+        Some(b't') => '\t',
+        Some(b'r') => '\r',
+        Some(b'b') => '\u{8}',
+        Some(b'f') => '\u{c}',
+        Some(b'u') => {
+            let (c, used) = unicode(&rest[1..]);
+            return (c, 1 + used);
+        }
+        Some(other) if other.is_ascii() => *other as char,
+        // Not an escape of JSON: whatever follows, for itself.
+        Some(_) => {
+            let next = rest[..rest.len().min(4)].utf8_chunks().next();
+            let next = next.and_then(|chunk| chunk.valid().chars().next());
+            let next = next.unwrap_or(char::REPLACEMENT_CHARACTER);
+            return (next, next.len_utf8().min(rest.len()));
+        }
+        None => return ('\\', 0),
+    };
+    (one, 1)
 }
 
 fn unicode(rest: &[u8]) -> (char, usize) {
@@ -346,6 +359,47 @@ fn unicode(rest: &[u8]) -> (char, usize) {
 pub fn string_value(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     Some(unescape(inner))
+}
+
+/// The elements of a JSON array that was found to be well nested, as raw JSON without the space around them.
+pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let inner = array
+        .strip_prefix(b"[")
+        .and_then(|rest| rest.strip_suffix(b"]"))
+        .unwrap_or_default();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if inner.get(at..)?.trim_ascii().is_empty() {
+            return None;
+        }
+        let start = at;
+        let mut depth = 0usize;
+        while let Some(byte) = inner.get(at) {
+            match byte {
+                b'"' => {
+                    at += 1;
+                    while let Some(found) = inner
+                        .get(at..)
+                        .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
+                    {
+                        at += found;
+                        if inner[at] == b'"' {
+                            break;
+                        }
+                        at += 2;
+                    }
+                }
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                b',' if depth == 0 => break,
+                _ => {}
+            }
+            at += 1;
+        }
+        let element = inner[start..at.min(inner.len())].trim_ascii();
+        at += 1;
+        Some(element)
+    })
 }
 
 /// Appends `text` as a JSON string, quotes included.

@@ -11,4 +11,5 @@ pub mod first_token;
 pub mod head;
 pub mod json;
 pub mod openai;
+pub mod prompt;
 pub mod sse;

@@ -22,6 +22,8 @@ pub struct Summary {
     pub prompt_bytes: usize,
     /// `max_completion_tokens`, else `max_tokens`, where it is a number.
     pub max_tokens: Option<u64>,
+    /// Where in the body the value of `model` is.
+    pub model: Option<(u32, u32)>,
 }
 
 impl Summary {
@@ -36,6 +38,9 @@ impl Summary {
             } else if member.is(bytes, "prompt") {
                 summary.prompts = prompts_in(value);
                 summary.prompt_bytes = value.len();
+            } else if member.is(bytes, "model") {
+                let range = member.value();
+                summary.model = Some((range.start as u32, range.end as u32));
             } else if member.is(bytes, "prompt_embeds") {
                 embeds = prompts_in(value);
             } else if member.is(bytes, "messages") {

@@ -6,6 +6,8 @@ mod deadlines_never_pass_unnoticed;
 mod engine_errors_never_change_on_their_way;
 mod load_never_stays_behind;
 mod metrics_never_disagree_with_what_was_done;
+mod models_never_mix;
+mod picks_never_depend_on_the_shard;
 mod picks_never_herd;
 mod readiness_never_lies;
 mod recovery_never_waits_for_long;

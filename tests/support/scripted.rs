@@ -75,7 +75,10 @@ fn serve(
 ) {
     let mut rest = Vec::new();
     while let Some(request) = request(&mut stream, &mut rest) {
-        let say = if request.starts_with("GET /health ") {
+        let probe = request.starts_with("GET /health ")
+            // What an instance serves; not a client's question.
+            || (request.starts_with("GET /v1/models ") && request.contains("user-agent: pdrelay\r\n"));
+        let say = if probe {
             Say::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec())
         } else {
             let mut requests = requests.lock().unwrap();

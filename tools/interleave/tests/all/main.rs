@@ -28,6 +28,11 @@ mod cluster {
     pub mod load {
         source!("load.rs");
     }
+    pub mod models {
+        source!("models.rs");
+    }
+    /// Nothing of it is shared while it changes.
+    pub use pdrelay::cluster::ring;
     source!("cluster.rs");
 
     /// Instances as a cluster would make them. What loom does not watch is made once, outside of it: the
