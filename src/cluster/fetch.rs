@@ -60,7 +60,7 @@ async fn one(stream: &Stream, ask: &Ask<'_>) -> Result<Fetched, String> {
         None => String::new(),
     };
     let head = format!(
-        "GET {} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n{key}connection: close\r\n\r\n",
+        "GET {} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\nuser-agent: pdrelay\r\n{key}connection: close\r\n\r\n",
         ask.path
     );
     let (sent, _) = stream.write_all(head.into_bytes()).await;
