@@ -108,6 +108,9 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             }
         }
         if open && decode_only(x, &stop) {
+            if slow {
+                x.slot.forgive();
+            }
             x.without_prefill.set(true);
             continue;
         }
@@ -122,21 +125,21 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     }
 }
 
-/// One instance was too slow for its stage's limit, the request as a whole is not yet, and there is
-/// somebody else to ask. (The same one again would only be given twice the work.)
+/// One instance was too slow for its stage's limit; the request as a whole is not yet.
 fn too_slow(x: &Exchange, stop: &Stop) -> bool {
     let stage_ended = matches!(
         x.slot.fired(),
         Some(Fired::Deadline(Wait::Prefill | Wait::DecodeHead))
     );
-    stage_ended && matches!(stop, Stop::Error(e) if e.kind == Kind::Timeout) && anyone_new(x)
+    stage_ended && matches!(stop, Stop::Error(e) if e.kind == Kind::Timeout)
 }
 
 /// Might another try succeed? 4xx are answers, whoever gave them.
 fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
     let listed = &x.config.retry.retryable_status_codes;
     match stop {
-        Stop::Error(_) if slow => Some(Retry::Timeout),
+        // The same one again would only be given twice the work.
+        Stop::Error(_) if slow => anyone_new(x).then_some(Retry::Timeout),
         Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
         Stop::Again(_) => Some(Retry::Reset),
         Stop::Answer(a) if a.head.status >= 500 && listed.contains(&a.head.status) => {

@@ -236,3 +236,38 @@ fn nothing_but_black_holes_is_an_error_after_one_round() {
     assert_eq!(ask(&rig).status, 504);
     assert!(began.elapsed() < SHORT + LATE);
 }
+
+/// With `prefill_failure: decode_only` a P that is silent, dead or failing costs time, not the answer.
+#[test]
+fn decode_alone_serves_when_every_prefill_fails() {
+    let faults = [
+        Some(Fault::HangBeforeHead),
+        Some(Fault::Status(500)),
+        Some(Fault::Status(400)),
+        None,
+    ];
+    for fault in faults {
+        let rig = quick("nixl", 1, 1, |c| {
+            c.timeouts.prefill = SHORT;
+            c.prefill_failure = pdrelay::config::PrefillFailure::DecodeOnly;
+        });
+        match fault.clone() {
+            Some(fault) => rig.sim.set_fault(0, Some(fault)),
+            None => rig.sim.kill(0),
+        }
+        let text = "nobody prefills this";
+        let response = rig.post("/v1/completions", &completion(text, r#","max_tokens":3"#));
+        if let Some(Fault::Status(400)) = fault {
+            // What P says of the request is an answer.
+            assert_eq!(response.status, 400, "{}", response.text());
+            continue;
+        }
+        assert_eq!(response.status, 200, "{fault:?}: {}", response.text());
+        let right = pdsim::expected(pdsim::prompt_hash(text), 0, 3);
+        assert_eq!(response.generated(), right);
+        assert_eq!(
+            rig.metric("pdrelay_prefill_skipped_total{reason=\"no_prefill\"}"),
+            1.0
+        );
+    }
+}
