@@ -189,6 +189,11 @@ pub fn info(text: impl FnOnce() -> String) {
     write_if(Level::Info, text);
 }
 
+/// As `info`, whatever the level: for what was asked for by a setting of its own.
+pub fn always(text: impl FnOnce() -> String) {
+    write(Level::Info, text());
+}
+
 pub fn debug(text: impl FnOnce() -> String) {
     write_if(Level::Debug, text);
 }

@@ -107,7 +107,7 @@ pub async fn heartbeat(shared: Arc<Shared>) {
         let interval = shared.config.get().startup.heartbeat_interval;
         monoio::time::sleep(interval.unwrap_or(IDLE_EVERY)).await;
         if interval.is_some() {
-            log::info(|| format!("Node heartbeat | {}", line(&shared.cluster.get())));
+            log::always(|| format!("Node heartbeat | {}", line(&shared.cluster.get())));
         }
     }
 }

@@ -90,3 +90,22 @@ fn engines_may_come_later() {
     assert_eq!(child.wait().code(), Some(143));
     assert!(child.err.text().contains("no.such.engine.invalid:1"));
 }
+
+/// As xPyD-proxy's users start it: a heartbeat in the log whatever its level, and an end with a reason if no
+/// engine ever comes.
+#[test]
+fn backends_that_never_come_end_the_process() {
+    let port = free_port();
+    let file = File::new(
+        "never.yaml",
+        &format!(
+            "model: m\nhost: 127.0.0.1\nport: {port}\nlog_level: error\nprefill: [\"127.0.0.1:1\"]\n\
+             decode: [\"127.0.0.1:2\"]\nstartup: {{wait_timeout_seconds: 2, heartbeat_interval_seconds: 0.5}}\n"
+        ),
+    );
+    let ran = super::run(&["xpyd", "--config", file.path()]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("startup.wait_timeout"), "{}", ran.err);
+    let heartbeat = "Node heartbeat | mode=disaggregated | P=0/1 online | D=0/1 online";
+    assert!(ran.err.contains(heartbeat), "{}", ran.err);
+}
