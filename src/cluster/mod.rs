@@ -60,6 +60,8 @@ pub struct Instance {
     found_ms: AtomicU64,
     /// Takes no new requests.
     pub draining: AtomicBool,
+    /// Removals that wait for its requests to end: it takes no new ones either.
+    removing: AtomicU32,
     /// Requests are in flight and no byte has come for too long.
     pub wedged: AtomicBool,
     /// When a byte last came (or the first request went to an idle instance), on the process's clock.
@@ -125,6 +127,7 @@ impl Instance {
             found: AtomicU8::new(0),
             found_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
             targets: Published::new(literal_targets(&one.address)),
@@ -168,7 +171,19 @@ impl Instance {
     }
 
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::Relaxed) || self.removing.load(Ordering::Relaxed) > 0
+    }
+
+    /// It takes no new requests until what is returned is dropped. (An operator's drain is another thing,
+    /// and outlasts it.)
+    pub fn removal(self: &Arc<Self>) -> Removal {
+        self.removing.fetch_add(1, Ordering::Relaxed);
+        Removal(self.clone())
+    }
+
+    /// Is it what this entry of a file says?
+    pub fn configured_as(&self, one: &InstanceConfig) -> bool {
+        self.weight == one.weight && self.configured.as_deref().unwrap_or("") == one.model
     }
 
     /// A byte came from it. Written at most once per tick of the coarse clock, so that the line does not
@@ -233,6 +248,15 @@ impl Instance {
     pub fn note_met(&self, taker: usize, starts: (u64, u64)) {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         met.insert(taker, starts);
+    }
+}
+
+/// A removal under way; see [`Instance::removal`].
+pub struct Removal(Arc<Instance>);
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.0.removing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::release::Release;
-use super::{Answer, Exchange, Request, Tools};
+use super::{Answer, Exchange, Request, Stop, Tools};
 use crate::cluster::Instance;
-use crate::metrics::{Counter, Grant as Outcome};
+use crate::error::{Error, Kind, Stage};
+use crate::log;
+use crate::metrics::{Counter, Failure, Grant as Outcome, InstanceCounter};
 
 pub struct Grant {
     params: Vec<u8>,
@@ -27,21 +29,36 @@ pub struct Grant {
 
 impl Grant {
     /// The grant in P's answer; `None` if it has none (absent or null: P stopped on its first token, or
-    /// transfers nothing), and then D computes the prompt itself.
-    pub fn from_answer(x: &Exchange, answer: &Answer, key: &str) -> Option<Grant> {
+    /// transfers nothing), and then D computes the prompt itself. Params that are no JSON object are P's
+    /// failure: a real D hangs on them.
+    pub fn from_answer(x: &Exchange, answer: &Answer, key: &str) -> Result<Option<Grant>, Stop> {
         match answer.field(key) {
-            Some(params) if params != b"null" => Some(Grant {
+            None | Some(b"null") => {
+                x.tools.metrics.inc(Counter::kv_grants(Outcome::None));
+                let name = &answer.instance.name;
+                log::limited_for("no_grant", name, log::Level::Warning, || {
+                    format!(
+                        "prefill {name} hands no KV over, decode computes again: is its KV connector on?"
+                    )
+                });
+                Ok(None)
+            }
+            Some(params) if params.first() != Some(&b'{') || !is_text(params) => {
+                x.avoid.borrow_mut().push(answer.instance.index);
+                let failures = InstanceCounter::failures(Failure::BadResponse);
+                answer.instance.metrics.inc(&x.tools.metrics, failures);
+                let what = format!("{key} in its answer is no JSON object");
+                let error = Error::new(Kind::BadResponse, Stage::Prefill, what);
+                Err(Stop::Again(error.at(&answer.instance.name)))
+            }
+            Some(params) => Ok(Some(Grant {
                 params: params.to_vec(),
                 spent: Cell::new(false),
                 prefill: answer.instance.clone(),
                 prefill_starts: answer.instance.starts(),
                 request: x.request(),
                 tools: x.tools.clone(),
-            }),
-            _ => {
-                x.tools.metrics.inc(Counter::kv_grants(Outcome::None));
-                None
-            }
+            })),
         }
     }
 
@@ -60,6 +77,10 @@ impl Grant {
     pub fn spent(&self) -> bool {
         self.spent.get()
     }
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    simdutf8::basic::from_utf8(bytes).is_ok()
 }
 
 impl Drop for Grant {

@@ -323,6 +323,7 @@ fn timed_out(stage: Stage, wait: Wait) -> Error {
         Wait::Head | Wait::Body | Wait::KeepAlive | Wait::ClientWrite | Wait::Linger => {
             Kind::ClientTimeout
         }
+        Wait::Drain => Kind::Draining,
         _ => Kind::Timeout,
     };
     Error::new(

@@ -455,6 +455,11 @@ impl Reply {
                 self.broken(x, opened, relay, Kind::Timeout, why, error.cause)
                     .await
             }
+            Some(error) if error.kind == Kind::Draining => {
+                let why = Broken::Shutdown;
+                self.broken(x, opened, relay, Kind::Draining, why, error.cause)
+                    .await
+            }
             _ => {
                 self.break_off();
                 Stop::Broken(gone(Stage::Stream))
@@ -477,8 +482,9 @@ impl Reply {
             Broken::BadFraming => Failure::BadResponse,
             _ => Failure::Reset,
         };
-        // A stream that outlives the request's own limit is no fault of its engine.
-        if self.slot.fired() != Some(Fired::Deadline(Wait::Request)) {
+        // A stream that outlives the request's own limit, or the proxy, is no fault of its engine.
+        let ours = [Wait::Request, Wait::Drain].map(|wait| Some(Fired::Deadline(wait)));
+        if !ours.contains(&self.slot.fired()) {
             x.charge_failure(&opened.picked, failure);
         }
         x.tools.metrics.inc(Counter::broken_streams(why));

@@ -82,7 +82,7 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
     let first = plan.read(x, &answer);
-    Ok((Grant::from_answer(x, &answer, KV_PARAMS), first))
+    Ok((Grant::from_answer(x, &answer, KV_PARAMS)?, first))
 }
 
 fn decode_leg(grant: Option<Grant>) -> Leg {

@@ -72,6 +72,8 @@ labels! {
         Request = "request",
         // What goes on upstream after the client has left, so that no KV is stranded.
         Release = "release",
+        // The end of the process, for what still runs.
+        Drain = "drain",
     }
 
     /// A measured part of a request's life. `Ttft` and `Total` count from the request's first byte.

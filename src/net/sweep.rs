@@ -305,6 +305,18 @@ impl Sweep {
         }
     }
 
+    /// Ends every request that is under way. What goes on without a client (a release) is left alone.
+    pub fn end_requests(&self) -> usize {
+        let mut ended = 0;
+        for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
+            if slot.client.get() != NO_FD && slot.request_ms.get() != u64::MAX {
+                slot.fire(Fired::Deadline(Wait::Drain));
+                ended += 1;
+            }
+        }
+        ended
+    }
+
     /// Fires what has expired and forgets what is gone. Time in which the shard stood still (a paused
     /// machine, a starved core) counts for nobody: what came in it has not been looked at yet.
     /// `passed` is told of every limit that has passed.

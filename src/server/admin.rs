@@ -125,7 +125,7 @@ pub fn carry_out(shared: &Shared, ask: Ask) -> (u16, Vec<u8>) {
     };
     match apply(shared, std::slice::from_ref(&change)) {
         Ok(()) => {
-            log::warning(|| format!("admin: {change:?}"));
+            log::warning(|| format!("admin: {change}"));
             (200, super::status::instances(shared))
         }
         Err(Refused::Exists(what)) => (

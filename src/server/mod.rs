@@ -46,6 +46,9 @@ use crate::policy;
 use crate::shared::Published;
 use mailbox::Mailbox;
 
+/// How long requests that are cut off at the end may take to say so.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
 /// What all threads share. Read-mostly; what changes per request lives in the shards.
 pub struct Shared {
     pub config: Arc<Published<Config>>,
@@ -171,8 +174,30 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         let clean = !busy();
+        if !clean {
+            self.cut_off(busy);
+        }
         self.stop();
         clean
+    }
+
+    /// Ends what runs, and waits for a moment so that its clients are told and its access lines written.
+    fn cut_off(&self, busy: impl Fn() -> bool) {
+        let metrics = &self.shared.metrics;
+        let requests = metrics.level(Gauge::requests_in_flight());
+        let releases = metrics.level(Gauge::releases_pending());
+        log::warning(|| {
+            format!(
+                "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
+            )
+        });
+        for shard in &self.shared.shards {
+            shard.post(shard::Letter::CutOff);
+        }
+        let deadline = Instant::now() + LAST_WORDS;
+        while busy() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// `act` is called if the backends do not come within `startup.wait_timeout`. (A server ends by itself

@@ -23,8 +23,8 @@ impl Server {
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
-        let changes = change::against(&shared.cluster.get(), change::between(&old, &new));
-        admin::apply(shared, &changes).map_err(|refused| format!("{refused:?}"))?;
+        let changes = change::between(&shared.cluster.get(), &old, &new);
+        admin::apply(shared, &changes).map_err(|refused| refused.to_string())?;
         let count = changes.len();
         shared.config.publish(new);
         log::warning(|| format!("reload: done, {count} changes of instances"));

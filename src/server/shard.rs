@@ -27,7 +27,7 @@ use crate::net::buffer::Buffers;
 use crate::net::pool::Pool;
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::{Stream, shutdown_now};
-use crate::net::sweep::{SWEEP_EVERY, Sweep};
+use crate::net::sweep::{SWEEP_EVERY, Sweep, Wait};
 use crate::rng::Rng;
 use crate::shared::Reader;
 
@@ -42,6 +42,8 @@ pub enum Letter {
         body: Vec<u8>,
     },
     Drain,
+    /// The time for draining is over: what still runs is ended, and says so to its client.
+    CutOff,
     Stop,
 }
 
@@ -245,6 +247,11 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
                     shard.answered(ticket, (status, body));
                 }
                 Letter::Drain => shard.drain(),
+                Letter::CutOff => {
+                    let wait = Counter::timeouts(Wait::Drain);
+                    let ended = shard.tools.sweep.end_requests();
+                    shard.tools.metrics.add(wait, ended as u64);
+                }
                 Letter::Stop => return shard.stop(),
             }
         }

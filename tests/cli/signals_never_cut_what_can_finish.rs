@@ -79,8 +79,20 @@ fn the_limit_cuts_what_does_not_end() {
     let file = File::new("drain.yaml", "timeouts: {drain: 300ms}\n");
     let mut serving = slow(&["--config", file.path()]);
     let mut client = stream(&serving, 100_000);
+    let mut waiting = serving.client();
+    let hangs = "x-sim-fault-prefill: hang-before-head\r\n";
+    waiting.send(post_bytes("/v1/completions", &completion("y", ""), hangs));
+    eventually("P is at it", || serving.sim.open_requests(0) == 1);
     let began = Instant::now();
     serving.program.signal(libc::SIGTERM);
+    // Whoever has got nothing yet is told so, and why.
+    let response = waiting.response();
+    assert_eq!(response.status, 503, "{}", response.text());
+    assert!(
+        response.text().contains("timeouts.drain"),
+        "{}",
+        response.text()
+    );
     assert_eq!(serving.program.wait().code(), Some(143));
     let took = began.elapsed();
     assert!(
@@ -92,8 +104,17 @@ fn the_limit_cuts_what_does_not_end() {
         !text.ends_with("0\r\n\r\n"),
         "a cut stream must not end cleanly"
     );
+    // In the middle of a chunk there is no place for a word of why.
+    assert!(
+        text.contains("timeouts.drain") || !text.ends_with("\n\n\r\n"),
+        "{text}"
+    );
     let said = serving.program.err.text();
-    assert!(said.contains("timeouts.drain"), "{said}");
+    assert!(
+        said.contains("timeouts.drain is over: 2 requests"),
+        "{said}"
+    );
+    assert_eq!(said.matches("reason=draining").count(), 2, "{said}");
     eventually("the engines are told", || serving.sim.open_requests(1) == 0);
 }
 

@@ -53,6 +53,18 @@ fn garbage() {
         || Say::Bytes(answer("200 OK", r#"{"kv_transfer_params":{"#)),
         same,
     );
+    check(
+        "params that are no object",
+        || Say::Bytes(answer("200 OK", r#"{"kv_transfer_params":"x"}"#)),
+        same,
+    );
+    let no_text = || {
+        let mut bytes = answer("200 OK", r#"{"kv_transfer_params":{"a":"?"}}"#);
+        let at = bytes.iter().rposition(|b| *b == b'?').unwrap();
+        bytes[at] = 0xff;
+        Say::Bytes(bytes)
+    };
+    check("params that are no text", no_text, same);
     check("no object", || Say::Bytes(answer("200 OK", "[1]")), same);
     check("nothing", || Say::Bytes(answer("200 OK", "")), same);
     let nothing = || Say::Bytes(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec());

@@ -251,7 +251,7 @@ fn decode_alone_serves_when_every_prefill_fails() {
             c.timeouts.prefill = SHORT;
             c.prefill_failure = pdrelay::config::PrefillFailure::DecodeOnly;
         });
-        match fault.clone() {
+        match fault {
             Some(fault) => rig.sim.set_fault(0, Some(fault)),
             None => rig.sim.kill(0),
         }

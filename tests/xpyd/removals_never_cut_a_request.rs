@@ -256,3 +256,36 @@ fn what_does_not_drain_in_time_takes_requests_again() {
     let now = admin(&rig, "/instances/remove", &place("decode", &going));
     assert_eq!(now.status, 200);
 }
+
+/// Two removals of one engine that both give up: it takes requests again when the last has.
+#[test]
+fn removals_that_give_up_leave_no_drain_behind() {
+    let rig = slow();
+    let (mut client, at) = stream(&rig, 60);
+    let going = rig.sim.addresses()[at].to_string();
+    let removal = |seconds: f64| {
+        let body =
+            format!(r#"{{"type":"decode","instance":"{going}","timeout_seconds":{seconds}}}"#);
+        let mut client = rig.client();
+        client.send(format!(
+            "POST /instances/remove HTTP/1.1\r\nhost: t\r\nx-api-key: k\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        client
+    };
+    let mut first = removal(0.2);
+    eventually("it drains", || {
+        rig.get("/status/instances")
+            .text()
+            .contains(r#""status":"draining""#)
+    });
+    let mut second = removal(0.4);
+    assert_eq!(
+        (first.response().status, second.response().status),
+        (504, 504)
+    );
+    eventually("it takes requests again", || {
+        !rig.get("/status/instances").text().contains("draining")
+    });
+    assert!(client.response().complete);
+}

@@ -6,12 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::change::{Change, Refused};
+use crate::cluster::change::Change;
 use crate::cluster::{Cluster, Health, Instance, fetch, resolve};
 use crate::config::{Address, Config, InstanceConfig, Role};
 use crate::exchange::Request;
@@ -230,36 +229,26 @@ pub async fn remove(shared: &Shared, removal: Removal) -> Said {
             )),
         };
     }
-    let drained_before = going.iter().all(|one| one.draining());
+    // Ends with this removal, however it ends; another one of the same instances has its own.
+    let _held: Vec<_> = going.iter().map(|one| one.removal()).collect();
     let deadline = Instant::now() + limit;
     loop {
-        for one in &going {
-            // Each time: another removal that gave up may have resumed it.
-            one.draining.store(true, Ordering::Relaxed);
-        }
         let left: i64 = going.iter().map(|one| one.load.read().requests).sum();
         if left <= 0 {
             break;
         }
         let now = Instant::now();
         if now >= deadline {
-            if !drained_before {
-                for one in &going {
-                    one.draining.store(false, Ordering::Relaxed);
-                }
-            }
             let what = format!("Timed out draining {name}; {left} requests remain.");
             log::warning(|| format!("admin: {what}"));
             return (504, shape::object(&what, SERVER));
         }
         monoio::time::sleep(LOOK_EVERY.min(deadline - now)).await;
     }
-    let change = Change::Remove(role, address);
-    for _ in &going {
-        if let Err(Refused::Unknown(_)) = admin::apply(shared, std::slice::from_ref(&change)) {
-            // Somebody else has removed it meanwhile: it is gone, as was asked.
-            break;
-        }
+    for one in &going {
+        // These and no others: the address may have been added again meanwhile. (Unknown: somebody else has
+        // removed it; it is gone, as was asked.)
+        let _ = admin::apply(shared, &[Change::RemoveOne(one.index)]);
     }
     log::warning(|| format!("admin: {} {name} is removed", role.name()));
     message(format!("Removed {name} from {}_instances.", role.name()))
