@@ -1,4 +1,4 @@
-//! Every command in `docs/` is run as it stands there, without Docker, Python or curl.
+//! Every command in the README and in `docs/` is run as it stands there, without Docker, Python or curl.
 //!
 //! What the word behind `sh` says:
 //!
@@ -9,30 +9,21 @@
 //! | `sh server` | each stays: it must listen; killed at the end of its `##` section |
 //! | `sh no-run` | not run: only for the programs in [`NOT_RUN`] |
 //!
-//! They run in a copy of `configs/`, with `pdrelay`, `xpyd` and `pdsim` on the PATH. Ports are moved to free
+//! They run beside a copy of `configs/`, with `pdrelay`, `xpyd` and `pdsim` on the PATH. Ports are moved to free
 //! ones, in commands and copied files alike; variables that are exported stay for the section.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{pages, read, root};
 use crate::support::Client;
 
 /// What a machine may lack, or what would change it.
-const NOT_RUN: [&str; 9] = [
-    "docker",
-    "systemctl",
-    "pip",
-    "cargo",
-    "numactl",
-    "sudo",
-    "vllm",
-    "tools/fuzz/run.sh",
-    "git",
-];
+const NOT_RUN: [&str; 4] = ["docker", "systemctl", "cargo", "vllm"];
 
 /// Ports that the documents use, as ranges of [`WIDTH`].
 const RANGES: [u16; 6] = [8000, 8100, 8200, 8300, 8860, 9100];
@@ -98,23 +89,20 @@ struct Ports {
 }
 
 impl Ports {
-    /// Below what the system gives to others, and free at this moment.
-    fn find(seed: usize) -> Ports {
+    /// Below what the system gives to others, free at this moment, and nobody else's of this process.
+    fn find() -> Ports {
+        static NEXT: Mutex<u16> = Mutex::new(0);
+        let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
         let width = WIDTH * RANGES.len() as u16;
-        let mut base = 10_000 + ((std::process::id() as usize * 7 + seed) % 150) as u16 * width;
         for _ in 0..150 {
-            let all = base..base + width;
-            if all
-                .clone()
-                .all(|p| TcpListener::bind(("127.0.0.1", p)).is_ok())
-            {
+            // Processes that test at the same time begin elsewhere.
+            let step = (*next + (std::process::id() % 150) as u16) % 150;
+            *next += 1;
+            let base = 10_000 + step * width;
+            let mut all = base..base + width;
+            if all.all(|p| TcpListener::bind(("127.0.0.1", p)).is_ok()) {
                 return Ports { base };
             }
-            base = if base + 2 * width > 30_000 {
-                10_000
-            } else {
-                base + width
-            };
         }
         panic!("no free ports");
     }
@@ -167,6 +155,9 @@ impl Place {
             let to = bin.join(name);
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pdrelay"), to).unwrap();
         }
+        let built = place.0.join("target");
+        std::fs::create_dir_all(&built).unwrap();
+        std::os::unix::fs::symlink(&bin, built.join("release")).unwrap();
         let pdsim = bin.join("pdsim");
         std::fs::write(&pdsim, "#!/bin/sh\nexec pdrelay sim \"$@\"\n").unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -216,6 +207,8 @@ struct Scene<'a> {
     exports: Vec<String>,
     running: Vec<Running>,
     count: usize,
+    /// How long a `curl` may get another answer than it should.
+    patience: Duration,
 }
 
 impl Scene<'_> {
@@ -265,7 +258,7 @@ impl Scene<'_> {
         self.count += 1;
         let said = self.place.0.join(format!("server-{}", self.count));
         let file = std::fs::File::create(&said).unwrap();
-        let mut command = self.shell(&format!("exec {line}"));
+        let mut command = self.shell(line);
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let mut running = Running(command.spawn().expect("sh starts"));
         let began = Instant::now();
@@ -305,7 +298,7 @@ impl Scene<'_> {
             if good {
                 return Ok(());
             }
-            if began.elapsed() > Duration::from_secs(6) {
+            if began.elapsed() > self.patience {
                 return Err(format!("{status}: {body}"));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -383,7 +376,7 @@ impl Request {
 
 /// Runs a page and gives what failed, and how many lines ran.
 fn perform(page: &str, seed: usize) -> (usize, Vec<String>) {
-    let ports = Ports::find(seed);
+    let ports = Ports::find();
     let text = read(page);
     let (mut count, mut wrong) = (0, Vec::new());
     let blocks = blocks(page, &text);
@@ -400,6 +393,7 @@ fn perform(page: &str, seed: usize) -> (usize, Vec<String>) {
             exports: Vec::new(),
             running: Vec::new(),
             count: 0,
+            patience: Duration::from_secs(6),
         };
         for block in own {
             for line in &block.lines {
@@ -449,7 +443,8 @@ fn play(scene: &mut Scene, mark: &str, line: &str) -> Result<(), String> {
 
 #[test]
 fn every_command_works_as_it_stands() {
-    let pages: Vec<String> = pages().iter().map(|p| p.display().to_string()).collect();
+    let mut pages: Vec<String> = pages().iter().map(|p| p.display().to_string()).collect();
+    pages.push("README.md".into());
     let each = pages.iter().enumerate().map(|(seed, page)| {
         let page = page.clone();
         std::thread::spawn(move || perform(&page, seed))
@@ -531,7 +526,7 @@ fn only_ports_are_moved() {
 /// What a failing document would look like to this test.
 #[test]
 fn a_wrong_command_is_noticed() {
-    let ports = Ports::find(97);
+    let ports = Ports::find();
     let place = Place::new("wrong", &ports);
     let mut scene = Scene {
         place: &place,
@@ -539,6 +534,7 @@ fn a_wrong_command_is_noticed() {
         exports: Vec::new(),
         running: Vec::new(),
         count: 0,
+        patience: Duration::from_millis(100),
     };
     for (mark, line) in [
         ("", "pdrelay check --config configs/none.yaml"),
@@ -549,8 +545,8 @@ fn a_wrong_command_is_noticed() {
         assert!(play(&mut scene, mark, line).is_err(), "{mark}: {line}");
     }
     assert!(play(&mut scene, "", "pdrelay --version").is_ok());
-    // A port that nobody listens on.
-    let (mut text, listener) = (String::new(), TcpListener::bind("127.0.0.1:0").unwrap());
+    // Whatever is asked there is not found.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -559,7 +555,7 @@ fn a_wrong_command_is_noticed() {
             let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
         }
     });
-    text += &format!("curl http://{address}/none");
+    let text = format!("curl http://{address}/none");
     assert!(play(&mut scene, "", &text).is_err());
     assert!(play(&mut scene, "status=404", &text).is_ok());
 }
