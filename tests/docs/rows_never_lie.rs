@@ -57,15 +57,14 @@ fn parts() -> Vec<Part> {
             continue;
         }
         let part = parts.last_mut().expect("a section comes first");
-        let columns = if part.kind == "behaviour" { 4 } else { 5 };
-        let cells: Vec<&str> = line.splitn(columns, '|').map(str::trim).collect();
-        assert_eq!(cells.len(), columns, "{line}");
+        let cells: Vec<&str> = line.splitn(5, '|').map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "{line}");
         part.entries.push(Entry {
             name: cells[0].into(),
             versions: cells[1].into(),
             status: cells[2].into(),
             note: cells[3].into(),
-            shown: cells.get(4).copied().unwrap_or("").into(),
+            shown: cells[4].into(),
         });
     }
     parts
@@ -83,21 +82,39 @@ fn the_page_is_the_table() {
     let mut text = INTRO.to_owned();
     for part in parts() {
         text += &format!("\n## {}\n\n", part.title);
-        text += "| what | in | here | difference and reason, or remark |\n|---|---|---|---|\n";
+        let held = part.kind == "behaviour";
+        let more = if held {
+            (" held by |", "---|")
+        } else {
+            ("", "")
+        };
+        text += &format!(
+            "| what | in | here | difference and reason, or remark |{}\n",
+            more.0
+        );
+        text += &format!("|---|---|---|---|{}\n", more.1);
         for e in part.entries {
-            let name = match part.kind.as_str() {
-                "behaviour" => e.name.clone(),
-                _ => code(&e.name),
-            };
-            text += &format!(
-                "| {name} | {} | {} | {} |\n",
-                e.versions,
-                e.status,
-                cell(&e.note)
-            );
+            let name = if held { e.name.clone() } else { code(&e.name) };
+            let (versions, status, note) = (&e.versions, &e.status, cell(&e.note));
+            text += &format!("| {name} | {versions} | {status} | {note} |");
+            if held {
+                let (file, path) = test_file(&e.shown);
+                text += &format!(" [{file}](../../{path}) |");
+            }
+            text += "\n";
         }
     }
     is_the_page("docs/xpyd/compatibility.md", &text);
+}
+
+/// A test's name, and where it is.
+fn test_file(name: &str) -> (&str, String) {
+    let path = match name.starts_with("tools/") {
+        true => format!("{name}.rs"),
+        false => format!("tests/{name}.rs"),
+    };
+    assert!(root().join(&path).exists(), "{path}");
+    (name.rsplit('/').next().unwrap(), path)
 }
 
 /// The name as code, what stands in brackets behind it as words.
