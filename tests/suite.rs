@@ -27,6 +27,7 @@ mod support;
 
 mod chaos;
 mod cli;
+mod docs;
 mod failures;
 mod first_token;
 mod handshakes;

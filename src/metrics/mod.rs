@@ -29,7 +29,9 @@ pub use label::{
 pub use process::open_files;
 pub use scrape::Scrape;
 pub use shard::{Held, InstanceMetrics, ShardMetrics};
-pub use table::{Counter, Gauge, Histogram, InstanceCounter, InstanceHistogram, Sampled};
+pub use table::{
+    Counter, Family, Gauge, Histogram, InstanceCounter, InstanceHistogram, Sampled, manual,
+};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -173,6 +173,49 @@ rows! {
         "pdrelay_upstream_head_seconds", "Time from a request's last byte sent to its response head.";
 }
 
+/// One family as a reader of the documents needs it.
+pub struct Family {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub help: &'static str,
+    /// Each with its values, where they are a fixed set.
+    pub labels: Vec<(&'static str, &'static [&'static str])>,
+}
+
+/// All of our own families; those of xPyD-proxy are in `metrics/xpyd.rs`.
+pub fn manual() -> Vec<Family> {
+    const INSTANCE: [(&str, &[&str]); 2] = [("role", &[]), ("instance", &[])];
+    let rows =
+        |kind, rows: &'static [Row], first: &'static [(&'static str, &'static [&'static str])]| {
+            rows.iter().map(move |row| Family {
+                name: row.name,
+                kind,
+                help: row.help,
+                labels: first
+                    .iter()
+                    .copied()
+                    .chain(row.labels.iter().map(|l| (l.name, l.values)))
+                    .collect(),
+            })
+        };
+    let sampled = SAMPLED.iter().map(|row| Family {
+        name: row.name,
+        kind: match row.kind {
+            SampledKind::Counter => "counter",
+            SampledKind::Gauge => "gauge",
+        },
+        help: row.help,
+        labels: row.labels.iter().map(|name| (*name, &[][..])).collect(),
+    });
+    rows("counter", COUNTERS, &[])
+        .chain(rows("gauge", GAUGES, &[]))
+        .chain(rows("histogram", HISTOGRAMS, &[]))
+        .chain(rows("counter", INSTANCE_COUNTERS, &INSTANCE))
+        .chain(rows("histogram", INSTANCE_HISTOGRAMS, &INSTANCE))
+        .chain(sampled)
+        .collect()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SampledKind {
     Counter,

@@ -115,6 +115,11 @@ fn known(path: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.path == path)
 }
 
+/// All of its own paths, for the documents.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().map(|row| row.path)
+}
+
 /// `forward`: the config's extra paths.
 pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
     if let Some(row) = known(path) {

@@ -1,8 +1,8 @@
 //! Questions to all engines at once: `/health`, `/ping`, `/version`.
 //!
 //! One round per question at a time, whoever asks meanwhile gets the same answer: a hundred monitors cost
-//! the engines no more than one. At most [`AT_ONCE`] engines are asked at the same time, each for at most
-//! [`EACH`], and a round ends after [`ALL`].
+//! the engines no more than one. At most `AT_ONCE` engines are asked at the same time, each for at most
+//! `EACH`, and a round ends after `ALL`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
