@@ -9,6 +9,7 @@ import http.server
 import json
 import re
 import socket
+import sys
 import threading
 import time
 
@@ -29,8 +30,7 @@ class Engines:
     def __init__(self, models):
         self.seen, self.lock, self.servers = [], threading.Lock(), {}
         for name, model in models.items():
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-            server.daemon_threads = True
+            server = Server(("127.0.0.1", 0), Handler)
             server.name, server.model, server.engines = name, model, self
             threading.Thread(target=server.serve_forever, daemon=True).start()
             self.servers[name] = server
@@ -51,6 +51,14 @@ class Engines:
         for server in self.servers.values():
             server.shutdown()
             server.server_close()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, address)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -119,6 +127,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def generate(self, asked, chat):
         count = (asked.get("max_completion_tokens") if chat else None) or asked.get("max_tokens") or 4
+        if not isinstance(count, int):
+            self.json(400, {"error": {"message": "max_tokens is no number", "type": "BadRequestError", "code": 400}})
+            return
         count = 1 if self.fault == "stop" else min(count, 64)
         reason = "stop" if self.fault == "stop" else "length"
         tokens = [f" w{i}" for i in range(count)]
