@@ -100,7 +100,7 @@ class Proxy:
         self.name, self.engines = name, engines
 
     def wait(self, path):
-        end = time.time() + 90
+        end = time.time() + 300
         while time.time() < end and self.process.poll() is None:
             try:
                 if ask(self.port, "GET", path, [], b"")["status"] == 200:

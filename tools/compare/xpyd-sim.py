@@ -85,7 +85,7 @@ class Nodes:
 
 
 def wait(port, path, process, name):
-    end = time.time() + 180
+    end = time.time() + 300
     while time.time() < end and process.poll() is None:
         try:
             if get(port, path)[0] == 200:
@@ -145,7 +145,19 @@ def text_of(choice):
     return (part.get("content") if "text" not in choice else choice["text"]) or ""
 
 
-def judge(asked, status, kind, raw, words):
+def reference(port, tokens):
+    """(text, finish reason) that the node gives by itself."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    asked = {"model": MODEL, "prompt": "w", "max_tokens": tokens}
+    connection.request("POST", "/v1/completions", json.dumps(asked), {"content-type": "application/json"})
+    choice = json.load(connection.getresponse())["choices"][0]
+    connection.close()
+    if len(choice["text"].split()) != tokens:
+        sys.exit(f"the node itself gives {choice['text']!r} for {tokens} tokens")
+    return choice["text"], choice["finish_reason"]
+
+
+def judge(asked, status, kind, raw, references):
     """None, or what is wrong."""
     if status != 200:
         return f"status {status}: {raw[:200]}"
@@ -169,12 +181,12 @@ def judge(asked, status, kind, raw, words):
         if answer["usage"]["completion_tokens"] != tokens:
             return f"usage {answer['usage']}"
     text, reasons = "".join(map(text_of, choices)), [c["finish_reason"] for c in choices if c["finish_reason"]]
-    if text.split() != words[:tokens]:
-        return f"{tokens} tokens asked, text {text!r}"
-    return None if reasons == ["length"] else f"finish reasons {reasons}"
+    if (text, reasons) != (references[tokens][0], [references[tokens][1]]):
+        return f"{tokens} tokens asked: {text!r}, {reasons}, not {references[tokens]}"
+    return None
 
 
-def client(port, indexes, words, failures, times):
+def client(port, indexes, references, failures, times):
     """Sends these requests one after the other over one connection."""
     connection = None
     for index in indexes:
@@ -186,7 +198,7 @@ def client(port, indexes, words, failures, times):
             answer = connection.getresponse()
             # http.client raises if the answer ends early.
             raw = answer.read().decode()
-            wrong = judge(asked, answer.status, answer.getheader("content-type", ""), raw, words)
+            wrong = judge(asked, answer.status, answer.getheader("content-type", ""), raw, references)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             wrong = repr(error)
             if connection:
@@ -204,7 +216,7 @@ def served(port, role):
     return {address for address, count in found if address != "unknown" and float(count)}
 
 
-def run(binary, nodes, topology, count, clients, words):
+def run(binary, nodes, topology, count, clients, references):
     name, prefill, decode, form, rest = topology
     port, folder = free_ports(1), COMPARE / "sim"
     path = folder / f"{name}.yaml"
@@ -220,7 +232,7 @@ def run(binary, nodes, topology, count, clients, words):
             time.sleep(0.1)
         failures, times, began = [], [], time.time()
         threads = [
-            threading.Thread(target=client, args=(port, range(c, count, clients), words, failures, times))
+            threading.Thread(target=client, args=(port, range(c, count, clients), references, failures, times))
             for c in range(clients)
         ]
         for thread in threads:
@@ -268,15 +280,9 @@ def main():
     try:
         nodes.wait()
         print(f"{len(nodes.processes)} nodes of xpyd-sim after {time.time() - began:.0f} s", flush=True)
-        port = nodes.ports["decode"]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        asked = {"model": MODEL, "prompt": "w", "max_tokens": TOKENS}
-        connection.request("POST", "/v1/completions", json.dumps(asked), {"content-type": "application/json"})
-        words = json.load(connection.getresponse())["choices"][0]["text"].split()
-        if len(words) != TOKENS:
-            sys.exit(f"the node itself gives {len(words)} words for {TOKENS} tokens")
+        references = {n: reference(nodes.ports["decode"], n) for n in range(1, TOKENS + 1)}
         print(f"{'':6} {'form':9} {'settings':51} {'asked':>6} {'failed':>6}  had requests")
-        results = [run(args.pdrelay, nodes, topology, share, args.clients, words) for topology in chosen]
+        results = [run(args.pdrelay, nodes, topology, share, args.clients, references) for topology in chosen]
     finally:
         nodes.stop()
     failed, bad = sum(r[0] for r in results), any(r[1] for r in results)
