@@ -402,12 +402,12 @@ impl<'a> Token<'a> {
         })
     }
 
-    /// P says that there is nothing after this token. `length` is our own doing. Engines that have no
-    /// `stop_reason` are only believed with an empty text: some (xPyD's dummy nodes) say "stop" always,
-    /// and to ask D is never wrong.
+    /// P says that there is nothing after this token. `length` is our own doing. Engines that give no
+    /// `stop_reason` are only believed with an empty text: xPyD's dummy nodes always say "stop", xpyd-sim
+    /// does after one token (with a `stop_reason` of null), and to ask D is never wrong.
     pub fn ended(&self) -> bool {
-        !matches!(self.finish, b"null" | b"\"length\"")
-            && (self.stop.is_some() || self.text.is_empty())
+        let named = self.stop.is_some_and(|reason| reason != b"null");
+        !matches!(self.finish, b"null" | b"\"length\"") && (named || self.text.is_empty())
     }
 
     /// Can it stand for itself? Not if it is empty or half a character (D's first event then has other

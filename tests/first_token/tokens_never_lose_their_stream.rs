@@ -247,7 +247,7 @@ fn a_packed_stream_is_all_of_d() {
 #[test]
 fn an_end_at_p_asks_no_d() {
     for (finish, more) in [
-        (r#""stop","stop_reason":null"#, ""),
+        (r#""stop","stop_reason":"x""#, ""),
         (
             r#""stop","stop_reason":2"#,
             r#","stream_options":{"include_usage":true}"#,
@@ -300,14 +300,16 @@ fn an_end_at_p_asks_no_d() {
     }
 }
 
-/// xPyD's dummy nodes say "stop" to everything: that is no end.
+/// xPyD's dummy nodes say "stop" to everything, xpyd-sim to every single token: that is no end.
 #[test]
 fn an_engine_that_always_says_stop_is_not_believed() {
-    let d = [d_text("P1"), d_text(" two"), DONE.into()].concat();
-    let expected = d.clone();
-    let stage = Stage::new(p_says("P1", r#""stop""#), move |_| {
-        Say::Bytes(d_chunked([d.as_bytes()]))
-    });
-    let response = stage.post(TEXT, &completion("x", r#","stream":true"#));
-    assert_eq!(response.text(), expected);
+    for finish in [r#""stop""#, r#""stop","stop_reason":null"#] {
+        let d = [d_text("P1"), d_text(" two"), DONE.into()].concat();
+        let expected = d.clone();
+        let stage = Stage::new(p_says("P1", finish), move |_| {
+            Say::Bytes(d_chunked([d.as_bytes()]))
+        });
+        let response = stage.post(TEXT, &completion("x", r#","stream":true"#));
+        assert_eq!(response.text(), expected, "{finish}");
+    }
 }

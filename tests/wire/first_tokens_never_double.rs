@@ -344,6 +344,12 @@ fn what_p_says_decides() {
         ),
         // It says "stop" to everything, and has no word for why.
         ("T", r#","finish_reason":"stop""#, false, true),
+        (
+            "T",
+            r#","finish_reason":"stop","stop_reason":null"#,
+            false,
+            true,
+        ),
         // Half a character.
         ("", r#","finish_reason":"length""#, false, false),
         ("\u{fffd}", r#","finish_reason":"length""#, false, false),

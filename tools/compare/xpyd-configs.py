@@ -20,14 +20,9 @@ import re
 import subprocess
 import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-COMPARE = pathlib.Path(os.environ.get("COMPARE") or CACHE / "pdrelay-compare")
-ORIGINALS = {
-    "1.0": ("xpyd==1.0.0", "core.MicroPDProxyServer"),
-    "1.8": ("xpyd-proxy==1.8.0", "xpyd.proxy"),
-}
+from originals import COMPARE, HERE, installed, pdrelay
+
+MODULES = {"1.0": "core.MicroPDProxyServer", "1.8": "xpyd.proxy"}
 
 # Runs in the original's environment: one process for all files, for its start takes seconds.
 DRIVER = """
@@ -75,31 +70,17 @@ def read_differences(path):
     return cases, sentences
 
 
-def original(version):
-    """The Python of its environment."""
-    package, _ = ORIGINALS[version]
-    venv = COMPARE / f"xpyd-{version}"
-    python = venv / "bin" / "python"
-    if not (venv / "installed").exists():
-        print(f"installing {package} into {venv}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
-        (venv / "installed").touch()
-    return python
-
-
 def run_original(version, files):
-    _, module = ORIGINALS[version]
-    command = [original(version), "-c", DRIVER, module]
+    command = [installed(version) / "python", "-c", DRIVER, MODULES[version]]
     ran = subprocess.run(command, input=json.dumps(files), capture_output=True, text=True)
     if ran.returncode:
         sys.exit(f"{version} did not run:\n{ran.stderr}")
     return json.loads(ran.stdout)
 
 
-def run_ours(pdrelay, path):
+def run_ours(binary, path):
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
-    command = [pdrelay, "xpyd", "--validate-config", path]
+    command = [binary, "xpyd", "--validate-config", path]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     return ran.returncode, ran.stdout, ran.stderr
 
@@ -163,8 +144,7 @@ def differs(version, theirs, ours, sentences):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-    parser.add_argument("--pdrelay", default=target / "debug" / "pdrelay", type=pathlib.Path)
+    parser.add_argument("--pdrelay", default=pdrelay("debug"), type=pathlib.Path)
     parser.add_argument("--cases", default=HERE / "xpyd-configs.txt", type=pathlib.Path)
     parser.add_argument("--only", help="one case")
     parser.add_argument("--record", action="store_true", help="write xpyd-answers.tsv")
@@ -186,7 +166,7 @@ def main():
 
     agree = listed = wrong = 0
     answers = {}
-    for version in ORIGINALS:
+    for version in MODULES:
         files = {name: paths[name] for name, (versions, _) in cases.items() if version in versions}
         for name, theirs in (run_original(version, files) if files else {}).items():
             answers[version, name] = theirs

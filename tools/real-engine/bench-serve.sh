@@ -4,26 +4,32 @@
 #   bench-serve.sh http://127.0.0.1:8868 [further flags of vllm bench serve]
 #
 # env: BACKEND=openai|openai-chat N=32 CONC=8 (none: no limit) RATE=inf IN=128 OUT=32 SEED=0 NAME=tiny
-#      TOKENIZER=$LAB/tiny-tokenizer DATASET=random|prefix_repetition|custom (CUSTOM=file.jsonl) VERBOSE=1
+#      TOKENIZER=$LAB/tiny-tokenizer DATASET=random|prefix_repetition|sonnet|custom (CUSTOM=file.jsonl) VERBOSE=1
+#      sonnet: the client has no such data set any more; sonnets.py makes its prompts, IN tokens long
 set -euo pipefail
 . "$(dirname "$0")/lab.sh"
 URL=${1:?base url, e.g. http://127.0.0.1:8868}
 shift
 BACKEND=${BACKEND:-openai} N=${N:-32} CONC=${CONC:-8} RATE=${RATE:-inf} IN=${IN:-128} OUT=${OUT:-32} DATASET=${DATASET:-random}
 "$HERE/install.sh" client
+work=$(mktemp -d "$RT/bench.XXXXXX")
+trap 'rm -rf "$work"' EXIT
 flags=(--backend "$BACKEND" --base-url "$URL" --model "${NAME:-tiny}" --tokenizer "${TOKENIZER:-$LAB/tiny-tokenizer}"
   --num-prompts "$N" --request-rate "$RATE" --seed "${SEED:-0}" --temperature 0 --ignore-eos
   --percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,99)
 [ "$CONC" = none ] || flags+=(--max-concurrency "$CONC")
 case $BACKEND in openai-chat) flags+=(--endpoint /v1/chat/completions) ;; *) flags+=(--endpoint /v1/completions) ;; esac
+if [ "$DATASET" = sonnet ]; then
+  CUSTOM=$work/sonnet.jsonl
+  "$CLIENT_PY" "$HERE/sonnets.py" "${TOKENIZER:-$LAB/tiny-tokenizer}" "$N" "$IN" 200 "${SEED:-0}" >"$CUSTOM"
+fi
 case $DATASET in
   random) flags+=(--dataset-name random --random-input-len "$IN" --random-output-len "$OUT") ;;
   prefix_repetition) flags+=(--dataset-name prefix_repetition --prefix-repetition-prefix-len 64 --prefix-repetition-suffix-len "$IN"
     --prefix-repetition-num-prefixes 4 --prefix-repetition-output-len "$OUT") ;;
-  custom) flags+=(--dataset-name custom --dataset-path "${CUSTOM:?jsonl with prompt}" --custom-output-len "$OUT" --skip-chat-template) ;;
+  custom | sonnet) flags+=(--dataset-name custom --dataset-path "${CUSTOM:?jsonl with prompt}" --custom-output-len "$OUT" --skip-chat-template) ;;
+  *) echo "DATASET=$DATASET: not one of those above" >&2 && exit 2 ;;
 esac
-work=$(mktemp -d "$RT/bench.XXXXXX")
-trap 'rm -rf "$work"' EXIT
 if ! HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 "$CLIENT_PY" "$CLIENT/bench.py" "${flags[@]}" \
   --save-result --result-dir "$work" --result-filename result.json "$@" >"$work/log" 2>&1; then
   tail -20 "$work/log"
