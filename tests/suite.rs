@@ -4,6 +4,7 @@
 //!
 //! | promise | tests |
 //! |---|---|
+//! | 1 drop-in | `cli/old_command_lines_never_stop_working` `docs/rows_never_lie` |
 //! | 2 byte-exact | `http/bodies_never_reach_engines_changed` |
 //! | 2 | `http/framing_never_changes_body_bytes` |
 //! | 2 | `wire/splices_never_touch_other_bytes` |
