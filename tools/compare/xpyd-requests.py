@@ -333,6 +333,10 @@ def main():
             verdict = "WRONG" if bad else "differs as listed" if lines else "agrees"
             print(f"{version} {rig:10} {name:34} {verdict}", *lines, sep="\n", flush=True)
             agree, listed, wrong = agree + (not lines), listed + (bool(lines) and not bad), wrong + bad
+    print("\ntimes  reason")
+    for row in rows:
+        if row[4]:
+            print(f"{row[4]:5}  {row[3]}")
     idle = [row for row in rows if not row[4]] if len(asked) == len(requests) else []
     for row in idle:
         print(f"this row is of no use: {row[0].pattern}\t{row[1]}\t{row[2].pattern}\t{row[3]}")
