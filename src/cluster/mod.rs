@@ -16,6 +16,7 @@ pub mod health;
 pub mod learn;
 pub mod load;
 pub mod models;
+pub mod names;
 pub mod ring;
 
 use std::collections::HashMap;
@@ -130,7 +131,7 @@ impl Instance {
             removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
-            targets: Published::new(literal_targets(&one.address)),
+            targets: Published::new(names::literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
             met: Mutex::default(),
             name,
@@ -377,29 +378,5 @@ impl Cluster {
         self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
-    }
-}
-
-/// Addresses that need no DNS.
-fn literal_targets(address: &Address) -> Vec<Target> {
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } => {
-            let ip: Result<std::net::IpAddr, _> = host.parse();
-            ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
-                .unwrap_or_default()
-        }
-    }
-}
-
-/// Looks an address up. Blocks: for the control thread, and before the shards start.
-pub fn resolve(address: &Address) -> Vec<Target> {
-    use std::net::ToSocketAddrs;
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } => (host.as_str(), *port)
-            .to_socket_addrs()
-            .map(|found| found.map(Target::Tcp).collect())
-            .unwrap_or_default(),
     }
 }

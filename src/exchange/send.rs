@@ -38,6 +38,8 @@ pub struct Leg {
     pub edits: Vec<Edit>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// It has been read as JSON, whatever the client called it (curl's `-d` says it is a form).
+    pub json: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
     pub alone: bool,
     /// The answer will be read by us: it must not come compressed.
@@ -60,6 +62,7 @@ impl Leg {
             stage,
             edits: Vec::new(),
             verbatim: false,
+            json: false,
             alone: false,
             plain_answer: false,
             brings_grant: false,
@@ -338,6 +341,11 @@ impl Exchange {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
             self.reached(&picked);
+            if self.listed(head.status) {
+                // "Not now" (429, 408) is no failure, and nothing that the breaker counts; but whoever tries
+                // again asks somebody else.
+                self.avoid.borrow_mut().push(picked.instance().index);
+            }
         }
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
@@ -356,6 +364,11 @@ impl Exchange {
             stage: leg.stage,
             handover: None,
         })
+    }
+
+    /// Is this a status for which another instance is asked?
+    pub fn listed(&self, status: u16) -> bool {
+        status >= 400 && self.config.retry.retryable_status_codes.contains(&status)
     }
 
     /// What a client's leaving does to this leg; see `release.rs` for why it is not always the end.
@@ -449,8 +462,8 @@ impl Exchange {
                 Name::Authorization => key.is_some(),
                 Name::AcceptEncoding => leg.plain_answer,
                 Name::ContentType => {
-                    typed = true;
-                    false
+                    typed = !leg.json;
+                    leg.json
                 }
                 _ => false,
             };
