@@ -44,7 +44,7 @@ fn run(call: &mut Call, program: &'static str, generation: Generation) -> Outcom
             return Outcome::Exit(2);
         }
     };
-    match load(&given, generation, call.known, call.env) {
+    match read(&given, generation, call.known, call.env) {
         Ok(loaded) => {
             for line in translate::ignored(&given) {
                 call.terminal.err(&format!("{program}: {line}\n"));
@@ -52,7 +52,7 @@ fn run(call: &mut Call, program: &'static str, generation: Generation) -> Outcom
             Outcome::Serve(Box::new(Serve {
                 loaded,
                 file: given.one("configuration-file").map(Into::into),
-                again: Box::new(move |known, env| load(&given, generation, known, env)),
+                again: Box::new(move |known, env| read(&given, generation, known, env)),
                 log: None,
             }))
         }
@@ -76,7 +76,7 @@ fn migrate(
         call.terminal.out(&flag::help(program));
         return Err(0);
     }
-    let loaded = load(&given, generation, call.known, call.env).map_err(|problems| {
+    let loaded = read(&given, generation, call.known, call.env).map_err(|problems| {
         call.terminal.err(&format!("{program}: {problems}\n"));
         1
     })?;
@@ -96,7 +96,7 @@ fn problem(message: impl Into<String>, fix: &str) -> Problems {
 }
 
 /// Flags over YAML over environment.
-fn load(
+fn read(
     given: &Given,
     generation: Generation,
     known: &Known,
