@@ -7,6 +7,7 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod beside;
 mod nixl;
 mod sequential;
 
@@ -16,6 +17,8 @@ use std::pin::Pin;
 
 use crate::config::{Config, Role};
 use crate::exchange::{Exchange, Reply, Stop};
+
+pub use beside::beside;
 
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
