@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod check;
+pub mod epd;
 pub mod legacy;
 pub mod load;
 pub mod quantity;
@@ -41,6 +42,8 @@ pub struct Config {
     pub handshake: String,
     /// Default `native`.
     pub surface: Surface,
+    /// For the handshake of that name.
+    pub epd: epd::Epd,
     /// Default `decode`.
     pub first_token_source: FirstTokenSource,
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
@@ -94,6 +97,7 @@ pub struct InstanceConfig {
     pub model: String,
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
+    pub consumer: epd::Consumer,
 }
 
 impl InstanceConfig {
@@ -104,6 +108,7 @@ impl InstanceConfig {
             role,
             model: String::new(),
             weight: 1.0,
+            consumer: epd::Consumer::default(),
         }
     }
 }
@@ -114,6 +119,8 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
+    /// That of vLLM's `disagg_epd_proxy.py`.
+    Epd,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -121,6 +128,7 @@ pub enum Surface {
 impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
+            Surface::Epd => "epd",
             Surface::Native => "native",
             Surface::Xpyd => "xpyd",
         }
@@ -333,6 +341,7 @@ impl Default for Config {
             handshake: "sequential".into(),
             instances: Vec::new(),
             surface: Surface::default(),
+            epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
             startup: Startup::default(),

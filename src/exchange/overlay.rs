@@ -15,6 +15,10 @@ pub struct Overlay {
 }
 
 impl Overlay {
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty() && self.patches.is_empty() && self.fields.is_empty()
+    }
+
     /// The leg's body.
     pub(super) fn pieces(&self, body: &[u8], object: &Object, leg: &Leg) -> Vec<Piece> {
         let mut edits = leg.edits.clone();

@@ -2,7 +2,7 @@
 //! everywhere (`error.rs`), and so is the `error` event that ends a broken stream.
 
 use crate::config::Surface;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Stage};
 use crate::wire::json::put_string;
 use crate::wire::openai::error_body;
 
@@ -11,6 +11,7 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     let reason = error.to_string();
     match surface {
         Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
+        Surface::Epd => detail(epd(error).unwrap_or(&reason)),
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -31,8 +32,19 @@ pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
         Surface::Native => error_body(NO_PATH, kind.class(), kind.status()),
-        Surface::Xpyd => detail("Not Found"),
+        Surface::Epd | Surface::Xpyd => detail("Not Found"),
     }
+}
+
+/// The words that clients of `disagg_epd_proxy.py` know, where it has any.
+fn epd(error: &Error) -> Option<&'static str> {
+    Some(match (error.kind, error.stage) {
+        (Kind::NoInstance, Stage::Encode) => "No encode instance is registered",
+        (Kind::NoInstance, Stage::Prefill) => "No prefill instance is registered",
+        (Kind::NoInstance, Stage::DecodeHead) => "No decode instance is registered",
+        (Kind::MethodNotAllowed, _) => "Method Not Allowed",
+        _ => return None,
+    })
 }
 
 /// How xPyD-proxy 1.8 says something.
@@ -104,7 +116,6 @@ pub fn detail(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Stage;
 
     fn of(surface: Surface, kind: Kind) -> serde_json::Value {
         let error = Error::new(kind, Stage::Body, "it \"broke\"");

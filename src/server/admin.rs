@@ -74,10 +74,9 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
         (AdminPath::Resume, _) => Change::Resume(role, address),
         (AdminPath::Instances, Method::Delete) => Change::Remove(role, address),
         (AdminPath::Instances, _) => Change::Add(InstanceConfig {
-            address,
-            role,
             weight,
             model: body.model.unwrap_or_default(),
+            ..InstanceConfig::new(address, role)
         }),
     }))
 }

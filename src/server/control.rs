@@ -20,7 +20,7 @@ use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, admin, startup, status, xpyd};
+use super::{Shared, admin, epd, startup, status, xpyd};
 
 /// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
 /// would be a stutter in every stream.
@@ -29,6 +29,7 @@ pub enum Ask {
     Metrics,
     Status,
     Admin(admin::Ask),
+    Epd(epd::Ask),
     /// Waits for engines: answered in a task.
     Xpyd(xpyd::Ask),
 }
@@ -66,6 +67,9 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     monoio::spawn(watch_wedges(shared.clone()));
     monoio::spawn(startup::watch(shared.clone()));
     monoio::spawn(startup::heartbeat(shared.clone()));
+    if shared.config.get().epd.dynamic_registration {
+        monoio::spawn(epd::roster::forget(shared.clone()));
+    }
     let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
@@ -85,6 +89,10 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
                         Ask::Metrics => (200, metrics(&shared)),
                         Ask::Status => (200, status::render(&shared)),
                         Ask::Admin(ask) => admin::carry_out(&shared, ask),
+                        Ask::Epd(ask) => {
+                            epd::take(&shared, asker, ask);
+                            continue;
+                        }
                         Ask::Xpyd(ask) => {
                             desk.take(asker, ask);
                             continue;

@@ -18,7 +18,9 @@ fn expected(body: &str) -> Vec<(String, Option<String>, Option<Value>)> {
     let mut all = Vec::new();
     for message in body["messages"].as_array().into_iter().flatten() {
         for item in message["content"].as_array().into_iter().flatten() {
-            let Some(name) = item["type"].as_str() else { continue };
+            let Some(name) = item["type"].as_str() else {
+                continue;
+            };
             if Kind::ALL.iter().any(|kind| kind.name() == name) {
                 let url = item[name]["url"].as_str().or(item[name].as_str());
                 let uuid = item.get("uuid").cloned();
@@ -68,7 +70,15 @@ fn items_are_found_wherever_they_stand() {
 
 #[test]
 fn malformed_messages_end_the_search_and_nothing_else() {
-    for messages in ["{}", "7", "[{]", "[{\"content\" [}]", "[{\"content\":[{\"type\" \"image_url\"}]}]", "[,]", "[{,}]"] {
+    for messages in [
+        "{}",
+        "7",
+        "[{]",
+        "[{\"content\" [}]",
+        "[{\"content\":[{\"type\" \"image_url\"}]}]",
+        "[,]",
+        "[{,}]",
+    ] {
         let body = format!("{{\"messages\":{messages}}}");
         if let Ok(object) = Object::scan(body.as_bytes(), 128) {
             let range = object.range(body.as_bytes(), "messages").unwrap();
@@ -90,7 +100,9 @@ fn a_uuid_is_added_or_takes_the_place_of_another() {
         r#"{"type":"image_url","image_url":{"url":"a"} ,"uuid":"x\"y"}"#
     );
     assert_eq!(
-        with(r#"{"messages":[{"content":[{"uuid":{"a":1},"type":"image_url","image_url":{"url":"a"}}]}]}"#),
+        with(
+            r#"{"messages":[{"content":[{"uuid":{"a":1},"type":"image_url","image_url":{"url":"a"}}]}]}"#
+        ),
         r#"{"uuid":"x\"y","type":"image_url","image_url":{"url":"a"}}"#
     );
 }
@@ -101,32 +113,59 @@ fn patches_and_edits_go_together() {
     let body = r#"{"a":[1,2,3],"gone":[4],"b":5}"#;
     let at = |what: &str| body.find(what).map(|at| at..at + what.len()).unwrap();
     let patches = [
-        Patch { at: at("2"), with: b"two".to_vec() },
-        Patch { at: at("4"), with: b"four".to_vec() },
-        Patch { at: at("5").start..at("5").start, with: b"-".to_vec() },
+        Patch {
+            at: at("2"),
+            with: b"two".to_vec(),
+        },
+        Patch {
+            at: at("4"),
+            with: b"four".to_vec(),
+        },
+        Patch {
+            at: at("5").start..at("5").start,
+            with: b"-".to_vec(),
+        },
     ];
     let object = Object::scan(body.as_bytes(), 8).unwrap();
     let edits = [Edit::Remove("gone"), Edit::Set("c", b"6".into())];
     let mut out = Vec::new();
     let pieces = patch(splice(body.as_bytes(), &object, &edits), &patches);
     put_pieces(&mut out, body.as_bytes(), &pieces);
-    assert_eq!(String::from_utf8(out).unwrap(), r#"{"a":[1,two,3],"b":-5,"c":6}"#);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        r#"{"a":[1,two,3],"b":-5,"c":6}"#
+    );
 }
 
 fn json() -> impl Strategy<Value = Value> {
     let word = prop_oneof![
-        Just("type"), Just("uuid"), Just("url"), Just("image_url"), Just("content"), Just("input_audio"),
-        Just("video_url"), Just("audio_url"), Just("text"), Just("a\"]}é\\"),
+        Just("type"),
+        Just("uuid"),
+        Just("url"),
+        Just("image_url"),
+        Just("content"),
+        Just("input_audio"),
+        Just("video_url"),
+        Just("audio_url"),
+        Just("text"),
+        Just("a\"]}é\\"),
     ];
     let leaf = prop_oneof![
-        Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i32>().prop_map(Value::from),
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
         word.clone().prop_map(Value::from),
     ];
     leaf.prop_recursive(5, 48, 5, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::vec((word.clone(), inner), 0..4).prop_map(|members| {
-                Value::Object(members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+                Value::Object(
+                    members
+                        .into_iter()
+                        .map(|(k, v)| (k.to_owned(), v))
+                        .collect(),
+                )
             }),
         ]
     })

@@ -48,7 +48,9 @@ fn entry(name: &[u8], value: &[u8]) -> Entry {
             elements(list).map(number).collect()
         });
         let known = |m: &crate::wire::json::Member| {
-            ["metadata", "item_indices"].iter().any(|key| m.is(value, key))
+            ["metadata", "item_indices"]
+                .iter()
+                .any(|key| m.is(value, key))
         };
         entry.bare = object.members().iter().all(known);
     }
@@ -137,11 +139,23 @@ pub fn matched(sent: &[Sent], entries: &[Entry]) -> Result<Vec<Option<usize>>, &
 mod tests {
     use super::*;
 
-    const ITEM: Item = Item { kind: Kind::Image, whole: 0..0, uuid: None, url: None };
-    const VIDEO: Item = Item { kind: Kind::Video, ..ITEM };
+    const ITEM: Item = Item {
+        kind: Kind::Image,
+        whole: 0..0,
+        uuid: None,
+        url: None,
+    };
+    const VIDEO: Item = Item {
+        kind: Kind::Video,
+        ..ITEM
+    };
 
     fn sent<'a>(uuids: &[&'a str]) -> Vec<Sent<'a>> {
-        let one = |uuid: &&'a str| Sent { item: &ITEM, uuid: Some(uuid), with_sound: false };
+        let one = |uuid: &&'a str| Sent {
+            item: &ITEM,
+            uuid: Some(uuid),
+            with_sound: false,
+        };
         uuids.iter().map(one).collect()
     }
 
@@ -152,15 +166,27 @@ mod tests {
     #[test]
     fn entries_find_their_items() {
         // One of one, whatever it is called.
-        assert_eq!(places(&["a"], r#"{"x":{"metadata":{"k":[[1]]}}}"#), Ok(vec![Some(0)]));
+        assert_eq!(
+            places(&["a"], r#"{"x":{"metadata":{"k":[[1]]}}}"#),
+            Ok(vec![Some(0)])
+        );
         assert_eq!(places(&["a", "b"], "{}"), Ok(vec![None, None]));
         assert_eq!(places(&["a", "b"], "null"), Ok(vec![None, None]));
         let by_index = r#"{"x":{"item_indices":[1]},"y":{"item_indices":[0]}}"#;
         assert_eq!(places(&["a", "b"], by_index), Ok(vec![Some(1), Some(0)]));
         // One image twice.
-        assert_eq!(places(&["a", "a"], r#"{"a":{"item_indices":[0,1]}}"#), Ok(vec![Some(0), Some(0)]));
-        assert_eq!(places(&["a", "a"], r#"{"a":{}}"#), Ok(vec![Some(0), Some(0)]));
-        assert_eq!(places(&["a", "b"], r#"{"b":{},"a":{"item_indices":[0]}}"#), Ok(vec![Some(1), Some(0)]));
+        assert_eq!(
+            places(&["a", "a"], r#"{"a":{"item_indices":[0,1]}}"#),
+            Ok(vec![Some(0), Some(0)])
+        );
+        assert_eq!(
+            places(&["a", "a"], r#"{"a":{}}"#),
+            Ok(vec![Some(0), Some(0)])
+        );
+        assert_eq!(
+            places(&["a", "b"], r#"{"b":{},"a":{"item_indices":[0]}}"#),
+            Ok(vec![Some(1), Some(0)])
+        );
     }
 
     #[test]
@@ -168,25 +194,46 @@ mod tests {
         let two = ["a", "b"];
         for bad in ["[2]", "[-1]", "[\"0\"]", "[0.5]", "[true]"] {
             let params = format!(r#"{{"a":{{"item_indices":{bad}}}}}"#);
-            assert_eq!(places(&two, &params), Err("Invalid encoder item index"), "{bad}");
+            assert_eq!(
+                places(&two, &params),
+                Err("Invalid encoder item index"),
+                "{bad}"
+            );
         }
-        for params in [r#"{"a":{"item_indices":[0]},"b":{"item_indices":[0]}}"#, r#"{"a":{"item_indices":[1,1]}}"#] {
+        for params in [
+            r#"{"a":{"item_indices":[0]},"b":{"item_indices":[0]}}"#,
+            r#"{"a":{"item_indices":[1,1]}}"#,
+        ] {
             assert_eq!(places(&two, params), Err("Duplicate encoder item index"));
         }
         for params in [r#"{"a":{}}"#, r#"{"x":{},"y":{}}"#] {
-            assert_eq!(places(&two, params), Err("Encoder metadata cannot be matched"));
+            assert_eq!(
+                places(&two, params),
+                Err("Encoder metadata cannot be matched")
+            );
         }
-        assert_eq!(places(&["a"], r#"{"x":{},"y":{}}"#), Err("Encoder metadata cannot be matched"));
+        assert_eq!(
+            places(&["a"], r#"{"x":{},"y":{}}"#),
+            Err("Encoder metadata cannot be matched")
+        );
     }
 
     #[test]
     fn a_video_with_its_sound_goes_on_as_it_came() {
-        let one = [Sent { item: &VIDEO, uuid: Some("v"), with_sound: true }];
+        let one = [Sent {
+            item: &VIDEO,
+            uuid: Some("v"),
+            with_sound: true,
+        }];
         let bare = r#"{"x":{"metadata":{"k":[[1]]}},"y":{"item_indices":[]}}"#;
         assert_eq!(matched(&one, &entries(bare.as_bytes())), Ok(vec![None]));
         let handle = r#"{"x":{"metadata":{"k":[[1]]},"peer_port":1},"y":{}}"#;
         assert!(matched(&one, &entries(handle.as_bytes())).is_err());
-        let silent = [Sent { item: &VIDEO, uuid: Some("v"), with_sound: false }];
+        let silent = [Sent {
+            item: &VIDEO,
+            uuid: Some("v"),
+            with_sound: false,
+        }];
         assert!(matched(&silent, &entries(bare.as_bytes())).is_err());
     }
 
