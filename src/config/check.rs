@@ -29,6 +29,10 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
         }
         return;
     }
+    if epd.dynamic_registration && config.surface != Surface::Epd {
+        let message = "dynamic_registration is for the paths of the EPD proxy";
+        report.problem("epd.dynamic_registration", message, "write surface: epd");
+    }
     if epd.dynamic_registration && config.admin_api_key.is_none() {
         let message = "dynamic_registration needs a key: whoever has it may add instances";
         report.problem(
@@ -716,12 +720,14 @@ fn health_check(config: &Config) -> Shown {
         enabled: _,
         interval,
         timeout,
+        failure_threshold,
         wedge_after,
         path,
     } = &config.health_check;
     vec![
         ("interval", show_duration(*interval)),
         ("timeout", show_duration(*timeout)),
+        ("failure_threshold", failure_threshold.to_string()),
         ("wedge_after", show_duration(*wedge_after)),
         ("path", path.clone()),
     ]

@@ -269,6 +269,8 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// Default 3 s.
     pub timeout: Duration,
+    /// Failures in a row before an instance counts as unhealthy; one success brings it back. Default 2.
+    pub failure_threshold: u32,
     /// An instance that holds requests and sends no byte for this long takes no more. Default 180 s.
     pub wedge_after: Duration,
     /// Path asked. Default `/health`.
@@ -428,6 +430,7 @@ impl Default for HealthCheck {
             enabled: true,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
+            failure_threshold: 2,
             wedge_after: Duration::from_secs(180),
             path: "/health".into(),
         }

@@ -198,6 +198,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("enabled", s.enabled, u.enabled);
     lines.wait("interval", s.interval, u.interval);
     lines.wait("timeout", s.timeout, u.timeout);
+    lines.number(
+        "failure_threshold",
+        s.failure_threshold,
+        u.failure_threshold,
+    );
     lines.wait("wedge_after", s.wedge_after, u.wedge_after);
     lines.put("path", quoted(&s.path), s.path != u.path);
     page.section("health_check", lines);

@@ -175,6 +175,7 @@ pub static HEALTH_CHECK: Section<HealthCheck> = Section {
         "interval_seconds" = "interval" => |h, at| put(&mut h.interval, above_zero(at)),
         "timeout" => |h, at| put(&mut h.timeout, at.duration()),
         "timeout_seconds" = "timeout" => |h, at| put(&mut h.timeout, above_zero(at)),
+        "failure_threshold" => |h, at| put(&mut h.failure_threshold, at.integer(1..=1_000_000)),
         "wedge_after" => |h, at| put(&mut h.wedge_after, at.duration()),
         "path" => |h, at| if let Some(path) = at.text() {
             match path_error(path) {
