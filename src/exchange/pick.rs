@@ -17,6 +17,7 @@ use crate::policy::{Ask, Candidate, Facts, Policy};
 use crate::wire::json::string_value;
 use crate::wire::prompt::first_words;
 
+use super::shape::NOT_CONFIGURED;
 use super::{Exchange, Request, Stop};
 
 /// An instance chosen for one leg, charged with it until this is dropped.
@@ -331,7 +332,7 @@ fn session(request: &Request) -> u128 {
 fn no_instance(role: Role, all: usize, tried: usize) -> Error {
     let (kind_of, role) = (role, role.name());
     let text = if all == 0 {
-        format!("no {role} instance is configured")
+        format!("no {role} {NOT_CONFIGURED}")
     } else if tried > 0 {
         format!("none of the {all} {role} instances can be reached")
     } else {

@@ -36,12 +36,17 @@ pub fn no_path(surface: Surface) -> Vec<u8> {
     }
 }
 
+/// How an error ends that is about a role without any instance.
+pub const NOT_CONFIGURED: &str = "instance is configured";
+
 /// The words that clients of `disagg_epd_proxy.py` know, where it has any.
 fn epd(error: &Error) -> Option<&'static str> {
+    // There is none at all, rather than none that can be reached.
+    let nobody = error.kind == Kind::NoInstance && error.cause.ends_with(NOT_CONFIGURED);
     Some(match (error.kind, error.stage) {
-        (Kind::NoInstance, Stage::Encode) => "No encode instance is registered",
-        (Kind::NoInstance, Stage::Prefill) => "No prefill instance is registered",
-        (Kind::NoInstance, Stage::DecodeHead) => "No decode instance is registered",
+        (_, Stage::Encode) if nobody => "No encode instance is registered",
+        (_, Stage::Prefill) if nobody => "No prefill instance is registered",
+        (_, Stage::DecodeHead) if nobody => "No decode instance is registered",
         (Kind::MethodNotAllowed, _) => "Method Not Allowed",
         _ => return None,
     })

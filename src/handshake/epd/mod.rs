@@ -153,8 +153,11 @@ impl Epd {
     async fn encode(&self, x: &Exchange) -> Result<(), Stop> {
         let request = x.request();
         let mut overlay = Overlay::default();
-        let push = consumer(x, &mut overlay)?;
         let items = self.media(&request)?;
+        if self.settings.dynamic_registration {
+            staffed(x, !items.is_empty())?;
+        }
+        let push = consumer(x, &mut overlay)?;
         if !items.is_empty() {
             x.trace.stage.set(Stage::Encode);
             let began = Instant::now();
@@ -308,6 +311,21 @@ fn with_sound(request: &Request) -> bool {
         let object = Object::scan(kwargs, usize::MAX).ok();
         object.and_then(|object| object.get(kwargs, "use_audio_in_video")) == Some(b"true")
     })
+}
+
+/// Is there somebody for each stage? Asked before anybody has worked for nothing.
+fn staffed(x: &Exchange, media: bool) -> Result<(), Stop> {
+    let whole = !x.members_now(Role::Aggregated).is_empty();
+    let needed: &[Role] = match whole {
+        true => &[Role::Aggregated],
+        false => &[Role::Decode, Role::Prefill],
+    };
+    let encode = media.then_some(Role::Encode);
+    let empty = |role: &Role| x.members_now(*role).is_empty();
+    match needed.iter().copied().chain(encode).find(empty) {
+        Some(role) => Err(x.nobody(role).into()),
+        None => Ok(()),
+    }
 }
 
 /// Chooses who takes the encodings, where that must be known before: P, or who does both.

@@ -65,6 +65,8 @@ pub(crate) fn accept(
             local_media: options.local_media,
             ..Lens::default()
         },
+        // Elsewhere messages mean nothing.
+        false if !chat => Lens::default(),
         false => super::ec::look(engine, head.text(input, head.rank), body, members)?,
     };
     let limits = (&*options.model, options.max_model_len);
