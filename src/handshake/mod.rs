@@ -8,6 +8,7 @@
 
 mod aggregated;
 mod beside;
+mod epd;
 mod nixl;
 mod sequential;
 
@@ -26,6 +27,16 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+
+    /// The roles that it needs as it is configured; `None`: those of its row.
+    fn needs(&self) -> Option<Vec<Role>> {
+        None
+    }
+
+    /// It knows by itself what to do where there are only aggregated instances.
+    fn serves_aggregated(&self) -> bool {
+        false
+    }
 }
 
 /// A handshake's row.
@@ -39,7 +50,7 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC, epd::SPEC];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {
