@@ -31,6 +31,11 @@ impl Member {
         self.value.0 as usize..self.value.1 as usize
     }
 
+    /// As it is written, without quotes.
+    pub fn key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.key.0 as usize..self.key.1 as usize]
+    }
+
     /// From the key's opening quote to the end of the value.
     fn whole(&self) -> Range<usize> {
         self.key.0 as usize - 1..self.value.1 as usize

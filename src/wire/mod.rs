@@ -9,7 +9,10 @@
 pub mod chunk;
 pub mod first_token;
 pub mod head;
+pub mod history;
 pub mod json;
+pub mod kv_tap;
 pub mod openai;
 pub mod prompt;
+pub mod resp;
 pub mod sse;
