@@ -44,6 +44,9 @@ pub enum Command {
     },
     /// Print the completion script of a shell
     Completions { shell: Shell },
+    /// Run as vLLM's disagg_proxy_multiturn.py, with its command line
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Multiturn(Raw),
     /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Xpyd(Raw),
@@ -53,7 +56,7 @@ pub enum Command {
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// xpyd or xpyd-start
+        /// multiturn, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(

@@ -19,7 +19,7 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "sequential" | "nixl" => Some(&[Role::Prefill, Role::Decode]),
+        "sequential" | "nixl" | "multiturn" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -185,7 +185,7 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
         let message = match config.surface {
-            Surface::Native => "no instances are configured",
+            Surface::Native | Surface::Multiturn => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -301,6 +301,32 @@ fn check_cores(cores: &Cores, report: &mut Report) {
     }
 }
 
+fn check_multiturn(config: &Config, report: &mut Report) {
+    if config.handshake != "multiturn" {
+        if config.multiturn != super::Multiturn::default() {
+            let message = format!("it has no effect on the handshake '{}'", config.handshake);
+            report.warning("multiturn", message, "write handshake: multiturn");
+        }
+        return;
+    }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        let message = "the handshake 'multiturn' sends decode's own first token";
+        report.problem("first_token_source", message, "remove it");
+    }
+    if config.multiturn.ttl > ENGINE_TTL {
+        let message = format!(
+            "{} is longer than engines keep the blocks by default ({})",
+            show_duration(config.multiturn.ttl),
+            show_duration(ENGINE_TTL)
+        );
+        let fix = "give the engines a longer decoder_kv_blocks_ttl, or lower it";
+        report.warning("multiturn.ttl", message, fix);
+    }
+}
+
+/// `decoder_kv_blocks_ttl` of vLLM.
+const ENGINE_TTL: Duration = Duration::from_secs(480);
+
 fn check_pairs(config: &Config, report: &mut Report) {
     let Limits {
         body_bytes_max,
@@ -320,6 +346,7 @@ fn check_pairs(config: &Config, report: &mut Report) {
             .unwrap_or("limits");
         report.problem(key, message, "raise the first or lower the second");
     }
+    check_multiturn(config, report);
     let retry = &config.retry;
     ordered(
         report,
@@ -398,6 +425,10 @@ pub fn print(config: &Config) -> String {
     let (now, usual) = (startup_shown(startup), startup_shown(&Default::default()));
     if now != usual {
         line("startup", &differing(&now, &usual));
+    }
+    if config.handshake == "multiturn" {
+        let (now, usual) = (multiturn(&config.multiturn), multiturn(&Default::default()));
+        line("multiturn", &differing(&now, &usual));
     }
     let scheduling = &config.scheduling;
     line(
@@ -535,6 +566,28 @@ fn limits(limits: &Limits) -> Shown {
         ("connections_max", connections_max.to_string()),
         ("releases_max", releases_max.to_string()),
         ("idle_per_instance_max", idle_per_instance_max.to_string()),
+    ]
+}
+
+fn multiturn(multiturn: &super::Multiturn) -> Shown {
+    let super::Multiturn {
+        ttl,
+        entries_max,
+        bytes_max,
+        expose_kv_params,
+        remote_host,
+        redis,
+        redis_timeout,
+    } = multiturn;
+    let redis = redis.as_ref().map_or("none".into(), ToString::to_string);
+    vec![
+        ("ttl", show_duration(*ttl)),
+        ("entries_max", entries_max.to_string()),
+        ("bytes_max", show_bytes(*bytes_max)),
+        ("expose_kv_params", expose_kv_params.to_string()),
+        ("remote_host", remote_host.name().into()),
+        ("redis", redis),
+        ("redis_timeout", show_duration(*redis_timeout)),
     ]
 }
 

@@ -10,6 +10,7 @@ pub mod address;
 pub mod check;
 pub mod legacy;
 pub mod load;
+pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
@@ -21,6 +22,7 @@ mod yaml;
 
 pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+pub use multiturn::{Multiturn, RedisAddress, RemoteHost};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,6 +48,7 @@ pub struct Config {
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
     pub models: Models,
+    pub multiturn: Multiturn,
     pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
@@ -114,6 +117,8 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
+    /// That of vLLM's multi-turn proxy.
+    Multiturn,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -122,6 +127,7 @@ impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
             Surface::Native => "native",
+            Surface::Multiturn => "multiturn",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -335,6 +341,7 @@ impl Default for Config {
             surface: Surface::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
+            multiturn: Multiturn::default(),
             startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),

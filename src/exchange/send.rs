@@ -48,6 +48,8 @@ pub struct Leg {
     pub id: Option<Box<str>>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// It brings what may no longer be true: a 5xx is then no fault of the instance.
+    pub unsure: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
     pub alone: bool,
     /// The answer will be read by us: it must not come compressed.
@@ -75,6 +77,7 @@ impl Leg {
             strip: &[],
             id: None,
             verbatim: false,
+            unsure: false,
             alone: false,
             plain_answer: false,
             brings_grant: false,
@@ -362,7 +365,7 @@ impl Exchange {
         began: Instant,
     ) -> Result<Opened, (Picked, Failed)> {
         self.touch(&picked);
-        if head.status >= 500 {
+        if head.status >= 500 && !leg.unsure {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
             self.reached(&picked);

@@ -7,15 +7,17 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod multiturn;
 mod nixl;
 mod sequential;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use crate::config::{Config, Role};
-use crate::exchange::{Exchange, Reply, Stop};
+use crate::exchange::{Exchange, Reply, Stop, Tools};
 
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
@@ -23,6 +25,18 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+
+    /// What it keeps between requests, if it does: for a page that says so.
+    fn conversations(&self, _tools: &Rc<Tools>) -> Option<Conversations> {
+        None
+    }
+}
+
+/// How many conversations are kept; what only a shared store could say is not known.
+pub struct Conversations {
+    pub kept: Option<usize>,
+    /// Dropped since the last time that somebody asked, because their time was over.
+    pub expired: usize,
 }
 
 /// A handshake's row.
@@ -36,7 +50,12 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[
+    sequential::SPEC,
+    nixl::SPEC,
+    aggregated::SPEC,
+    multiturn::SPEC,
+];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

@@ -50,6 +50,8 @@ macro_rules! rows {
     };
 }
 
+mod multiturn;
+
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
     rows: rows! {
@@ -63,6 +65,7 @@ pub static TOP: Section<Draft> = Section {
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
         "models" => read_models,
+        "multiturn" => |d, at| _ = at.section(&mut d.config.multiturn, &multiturn::MULTITURN),
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
@@ -323,6 +326,7 @@ pub fn keys() -> Vec<String> {
         .chain(of("health_check.", &HEALTH_CHECK))
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("multiturn.", &multiturn::MULTITURN))
         .chain(of("startup.", &STARTUP))
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
         .chain(of("cache_aware.", &CACHE_AWARE))
@@ -720,8 +724,12 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native' or 'xpyd'",
-    &[("native", Surface::Native), ("xpyd", Surface::Xpyd)],
+    "'native', 'multiturn' or 'xpyd'",
+    &[
+        ("native", Surface::Native),
+        ("multiturn", Surface::Multiturn),
+        ("xpyd", Surface::Xpyd),
+    ],
 );
 
 const FIRST_TOKENS: (&str, &[(&str, FirstTokenSource)]) = (

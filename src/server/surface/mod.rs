@@ -5,6 +5,7 @@
 //! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
 //!   [`route`].
 
+pub mod multiturn;
 pub mod native;
 pub mod xpyd;
 
@@ -21,6 +22,8 @@ pub enum Route {
     Forward,
     /// Is the proxy alive?
     Health,
+    /// The same, and how many conversations are kept.
+    Conversations,
     /// Could a request be served now?
     Ready,
     Metrics,
@@ -57,6 +60,7 @@ pub fn route(
 ) -> Route {
     let path = head.path(bytes);
     match surface {
+        Surface::Multiturn => multiturn::route(head.method, path, forward),
         Surface::Native => native::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
@@ -67,7 +71,7 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native => false,
+        Surface::Native | Surface::Multiturn => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()
