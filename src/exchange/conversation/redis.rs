@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{Entry, Found, Key, Store, Taking, Tools, hex};
-use crate::cluster::resolve;
+use crate::cluster::names::{literal, resolve};
 use crate::config::RedisAddress;
 use crate::log;
 use crate::metrics::{Conversation, Counter};
@@ -57,15 +57,18 @@ impl Place {
 }
 
 impl Redis {
-    /// Looks its name up; whether it is there shows later.
+    /// Waits for nothing: whether it is there shows later.
     pub fn new(at: RedisAddress, ttl: Duration, timeout: Duration) -> Redis {
-        let targets = Published::new(resolve(&at.address));
+        let place = Arc::new(Place {
+            targets: Published::new(literal(&at.address)),
+            at,
+            looking: AtomicBool::new(false),
+        });
+        if place.targets.get().is_empty() {
+            place.look_again();
+        }
         Redis {
-            place: Arc::new(Place {
-                at,
-                targets,
-                looking: AtomicBool::new(false),
-            }),
+            place,
             ttl,
             timeout,
             old: AtomicBool::new(false),

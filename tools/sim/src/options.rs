@@ -111,6 +111,8 @@ pub struct EngineOptions {
     pub side_host: String,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// A chat's answer begins without white space, as those of trained models do.
+    pub trimmed: bool,
     /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
     /// to one prompt differ.
     pub sampling: bool,
@@ -141,6 +143,7 @@ impl EngineOptions {
             first_contact_delay: Duration::ZERO,
             side_host: "127.0.0.1".into(),
             bidirectional: false,
+            trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
         }

@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub params: Vec<u8>,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
+    /// Its text begins without white space.
+    pub trimmed: bool,
 }
 
 /// Reads and checks a generate request.
@@ -87,6 +89,7 @@ pub(crate) fn accept(
         external: 0,
         params: Vec::new(),
         draw,
+        trimmed: options.trimmed && ask.chat,
         ask,
     })
 }
