@@ -1,6 +1,6 @@
 //! `multiturn`: the first turn with the template, the next with what D kept; nobody but us sees either.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{TEMPLATE, body, names};
 use crate::multiturn::{CHAT, COMPLETIONS, Talk, clean, conversations, engines, right, talk_rig};
@@ -21,17 +21,20 @@ fn each_leg_of_three_turns_gets_exactly_what_it_should() {
     assert_eq!(first.header("x-request-id"), Some("own"));
 
     let (p, d) = (rig.posts(0).remove(0), rig.posts(1).remove(0));
-    let at_p = FIRST
-        .replace(r#" "conversation_id" : "c-1","#, "")
-        .replace(
-            r#""stream":true,"stream_options":{"include_usage":true},"min_tokens":2,"max_tokens":4 }"#,
-            &format!(r#""stream":false,"max_tokens":1 {}}}"#, TEMPLATE),
-        );
+    let at_p = FIRST.replace(r#" "conversation_id" : "c-1","#, "").replace(
+        r#""stream":true,"stream_options":{"include_usage":true},"min_tokens":2,"max_tokens":4 }"#,
+        &format!(r#""stream":false,"max_tokens":1 {}}}"#, TEMPLATE),
+    );
     assert_eq!(body(&p).replace(' ', ""), at_p.replace(' ', ""));
-    let params: Value = serde_json::from_str::<Value>(body(&d)).unwrap()["kv_transfer_params"].clone();
+    let params: Value =
+        serde_json::from_str::<Value>(body(&d)).unwrap()["kv_transfer_params"].clone();
     assert_eq!(params["do_remote_prefill"], true);
     let at_d = FIRST.replace(r#" "conversation_id" : "c-1","#, "");
-    assert!(body(&d).replace(' ', "").starts_with(at_d.replace(' ', "").trim_end_matches('}')));
+    assert!(
+        body(&d)
+            .replace(' ', "")
+            .starts_with(at_d.replace(' ', "").trim_end_matches('}'))
+    );
     let common = "authorization content-length content-type host x-custom x-request-id";
     for leg in [&p, &d] {
         assert_eq!(leg.path, CHAT);
@@ -41,10 +44,16 @@ fn each_leg_of_three_turns_gets_exactly_what_it_should() {
 
     // The client sees no block ids, and all else.
     let text = first.text();
-    assert!(!text.contains("kv_transfer_params") && !text.contains("remote_"), "{text}");
+    assert!(
+        !text.contains("kv_transfer_params") && !text.contains("remote_"),
+        "{text}"
+    );
     let events = first.events();
     assert_eq!(events.last().unwrap(), "[DONE]");
-    assert!(events[events.len() - 2].contains(r#""usage":{"prompt_tokens""#), "{text}");
+    assert!(
+        events[events.len() - 2].contains(r#""usage":{"prompt_tokens""#),
+        "{text}"
+    );
     assert_eq!(conversations(&rig, "new"), 1.0);
     assert_eq!(conversations(&rig, "stored"), 1.0);
 
@@ -52,8 +61,8 @@ fn each_leg_of_three_turns_gets_exactly_what_it_should() {
     let mut talk = Talk::new("c-1");
     talk.fields = "Authorization: Bearer k\r\n".into();
     talk.messages = vec![
-        serde_json::json!({"role": "user", "content": "Grüße"}),
-        serde_json::json!({"role": "assistant", "content": first.generated()}),
+        json!({"role": "user", "content": "Grüße"}),
+        json!({"role": "assistant", "content": first.generated()}),
     ];
     for turn in 2..=3 {
         talk.say(rig.server.address, "more");
@@ -77,14 +86,22 @@ fn each_leg_of_three_turns_gets_exactly_what_it_should() {
 
 #[test]
 fn the_field_names_a_conversation_where_the_body_does_not() {
-    for id in ["", r#","conversation_id":"""#, r#","conversation_id":null"#, r#","conversation_id":{}"#] {
+    for id in [
+        None,
+        Some(json!("")),
+        Some(Value::Null),
+        Some(json!({"a": 1})),
+    ] {
         let rig = talk_rig(|_| {});
         let mut talk = Talk::new("");
         talk.id = Value::Null;
+        if let Some(id) = &id {
+            talk.more["conversation_id"] = id.clone();
+        }
         talk.fields = "x-conversation-id: c\r\n".into();
         talk.say(rig.server.address, "one");
         talk.say(rig.server.address, "two");
-        assert_eq!(conversations(&rig, "reused"), 1.0, "{id}");
+        assert_eq!(conversations(&rig, "reused"), 1.0, "{id:?}");
         clean(&rig);
     }
 }
@@ -111,7 +128,9 @@ fn a_request_of_no_conversation_is_only_a_request() {
 fn engines_are_told_of_each_other_by_the_host_that_was_dialled() {
     use pdrelay::config::RemoteHost;
     let mut engines = engines(1, 1);
-    engines.iter_mut().for_each(|e| e.side_host = "its-own-name".into());
+    engines
+        .iter_mut()
+        .for_each(|e| e.side_host = "its-own-name".into());
     let rig = rig_with("multiturn", engines.clone(), |_| {});
     let mut talk = Talk::new("c");
     for turn in ["one", "two", "three"] {

@@ -31,7 +31,11 @@ fn whole_answers_keep_usage_logprobs_and_choices() {
 const TOOLS: &str = r#"{"id":"x","choices":[{"index":0,"message":{"role":"assistant","content":null,"tool_calls":[{"id":"t","type":"function","function":{"name":"f","arguments":"{\"kv_transfer_params\":{}}"}}],"reasoning_content":"hm"},"finish_reason":"tool_calls"}],"usage":{"total_tokens":7},"kv_transfer_params":{"remote_block_ids":[[7]]},"more":1}"#;
 
 fn scripted(d: &Scripted, p: &Scripted) -> Server {
-    let mut config = config("multiturn", &[Role::Prefill, Role::Decode], &[p.address, d.address]);
+    let mut config = config(
+        "multiturn",
+        &[Role::Prefill, Role::Decode],
+        &[p.address, d.address],
+    );
     config.health_check.enabled = false;
     config.retry.enabled = false;
     Server::start(config).expect("the proxy starts")
@@ -94,7 +98,11 @@ fn params_are_shown_to_those_who_ask_for_it() {
     for stream in [true, false] {
         talk.stream = stream;
         let response = talk.say(rig.server.address, "x");
-        assert!(response.text().contains(r#""kv_transfer_params":{"do_remote_prefill":true"#));
+        assert!(
+            response
+                .text()
+                .contains(r#""kv_transfer_params":{"do_remote_prefill":true"#)
+        );
     }
     assert_eq!(conversations(&rig, "reused"), 1.0);
     clean(&rig);
@@ -109,7 +117,11 @@ fn errors_keep_their_status_and_body() {
         (r#","model":"other","conversation_id":"c""#, json!("model")),
     ] {
         let response = rig.post(COMPLETIONS, &completion("x", more));
-        assert!((400..=404).contains(&response.status), "{}", response.text());
+        assert!(
+            (400..=404).contains(&response.status),
+            "{}",
+            response.text()
+        );
         assert_eq!(response.json()["error"]["param"], param);
     }
     let p = good_prefill();

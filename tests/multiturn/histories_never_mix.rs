@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{COMPLETIONS, Talk, alone, clean, conversations, counted, engines, reused, right, talk_rig};
+use super::{
+    COMPLETIONS, Talk, alone, clean, conversations, counted, engines, reused, right, talk_rig,
+};
 use crate::support::{completion, rig_with};
 
 /// The original reuses whatever has the same id.
@@ -16,7 +18,10 @@ fn an_edited_history_is_computed_again() {
         |talk| talk.messages[1]["content"] = json!("another answer"),
         |talk| talk.messages.truncate(1),
         |talk| talk.messages[1]["role"] = json!("user"),
-        |talk| talk.messages.insert(0, json!({"role": "system", "content": "be brief"})),
+        |talk| {
+            talk.messages
+                .insert(0, json!({"role": "system", "content": "be brief"}))
+        },
         |talk| talk.more["tools"] = json!([{"type": "function", "function": {"name": "f"}}]),
     ];
     for (number, edit) in edits.into_iter().enumerate() {
@@ -40,13 +45,20 @@ fn an_edited_history_is_computed_again() {
 fn completions_go_on_with_their_own_text_alone() {
     let rig = talk_rig(|_| {});
     let more = r#","conversation_id":"c","max_tokens":5"#;
-    let first = rig.post(COMPLETIONS, &completion("once upon", more)).generated();
+    let first = rig
+        .post(COMPLETIONS, &completion("once upon", more))
+        .generated();
     let second = format!("once upon{first} a time");
-    let text = rig.post(COMPLETIONS, &completion(&second, more)).generated();
+    let text = rig
+        .post(COMPLETIONS, &completion(&second, more))
+        .generated();
     assert!(reused(&rig));
     rig.post(COMPLETIONS, &completion(&format!("{second}{text}!"), more));
     assert!(reused(&rig));
-    rig.post(COMPLETIONS, &completion(&format!("Once upon{first} a time"), more));
+    rig.post(
+        COMPLETIONS,
+        &completion(&format!("Once upon{first} a time"), more),
+    );
     assert!(!reused(&rig));
     clean(&rig);
 }
@@ -60,9 +72,14 @@ fn token_ids_go_on_with_the_ids_that_were_answered() {
             "return_token_ids": true, "conversation_id": "c"});
         let json = rig.post(COMPLETIONS, &body.to_string()).json();
         let ids = json["choices"][0]["token_ids"].as_array().unwrap().clone();
-        ids.iter().map(|id| id.as_u64().unwrap()).collect::<Vec<u64>>()
+        ids.iter()
+            .map(|id| id.as_u64().unwrap())
+            .collect::<Vec<u64>>()
     };
-    let mut prompt: Vec<u64> = pdsim::tokenize(b"once upon a").iter().map(|id| (*id).into()).collect();
+    let mut prompt: Vec<u64> = pdsim::tokenize(b"once upon a")
+        .iter()
+        .map(|id| (*id).into())
+        .collect();
     for turn in 0..3 {
         let said = ask(&prompt);
         assert_eq!(reused(&rig), turn > 0);
@@ -115,7 +132,9 @@ fn ids_are_what_they_are_written_as() {
 /// Two requests at once with one id: one has it.
 #[test]
 fn nobody_takes_what_another_has_taken() {
-    let rig = rig_with("multiturn", engines(1, 1), |config| config.cores.shards = Some(2));
+    let rig = rig_with("multiturn", engines(1, 1), |config| {
+        config.cores.shards = Some(2)
+    });
     for round in 0..10 {
         let mut talk = Talk::new(&format!("c-{round}"));
         talk.say(rig.server.address, "first");
@@ -177,7 +196,10 @@ fn bytes_have_a_bound_of_their_own() {
     for i in 0..8 {
         Talk::new(&i.to_string()).say(rig.server.address, "hello");
     }
-    let (stored, evicted) = (conversations(&rig, "stored"), conversations(&rig, "evicted"));
+    let (stored, evicted) = (
+        conversations(&rig, "stored"),
+        conversations(&rig, "evicted"),
+    );
     assert_eq!(stored, 8.0);
     assert!((5.0..8.0).contains(&evicted), "{evicted}");
 }

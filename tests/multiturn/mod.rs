@@ -35,7 +35,9 @@ pub fn talk_rig(change: impl FnOnce(&mut Config)) -> Rig {
 
 /// Counted under this outcome.
 pub fn conversations(rig: &Rig, outcome: &str) -> f64 {
-    rig.metric(&format!("pdrelay_conversations_total{{outcome=\"{outcome}\"}}"))
+    rig.metric(&format!(
+        "pdrelay_conversations_total{{outcome=\"{outcome}\"}}"
+    ))
 }
 
 /// What P was asked with in its last request.
