@@ -35,6 +35,7 @@ mod first_token;
 mod handshakes;
 mod http;
 mod matrix;
+mod multiturn;
 mod structure;
 mod wire;
 mod xpyd;

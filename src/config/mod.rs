@@ -11,6 +11,7 @@ pub mod check;
 pub mod epd;
 pub mod legacy;
 pub mod load;
+pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
@@ -23,6 +24,7 @@ mod yaml;
 
 pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+pub use multiturn::{Multiturn, RedisAddress, RemoteHost};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +52,7 @@ pub struct Config {
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
     pub models: Models,
+    pub multiturn: Multiturn,
     pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
@@ -129,6 +132,8 @@ pub enum Surface {
     Epd,
     /// That of llm-d's sidecar: all but a few paths are the decode engine's.
     Sidecar,
+    /// That of vLLM's multi-turn proxy.
+    Multiturn,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -139,6 +144,7 @@ impl Surface {
             Surface::Epd => "epd",
             Surface::Native => "native",
             Surface::Sidecar => "sidecar",
+            Surface::Multiturn => "multiturn",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -355,6 +361,7 @@ impl Default for Config {
             epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
+            multiturn: Multiturn::default(),
             startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),

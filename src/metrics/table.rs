@@ -119,6 +119,8 @@ rows! {
         "pdrelay_kv_grants_total", "KV blocks held for us by a prefill instance, by what became of them.";
     first_tokens(outcome: FirstTokens)
         "pdrelay_first_tokens_total", "Streams whose first token was to come from prefill, by what became of it.";
+    conversations(outcome: Conversation)
+        "pdrelay_conversations_total", "Turns of conversations, by what became of the KV between them.";
     bytes(direction: Direction)
         "pdrelay_bytes_total", "Body bytes received from clients (in) and sent to them (out).";
     chunks()

@@ -11,6 +11,7 @@
 pub mod argparse;
 pub mod epd;
 pub mod goflag;
+pub mod multiturn;
 pub mod sidecar;
 pub mod xpyd;
 
@@ -34,6 +35,7 @@ pub struct Program {
 
 pub static PROGRAMS: &[&Program] = &[
     &epd::PROGRAM,
+    &multiturn::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,
     &xpyd::PROGRAM,

@@ -54,6 +54,7 @@ macro_rules! rows {
 
 // After the macro, which it uses.
 mod epd;
+mod multiturn;
 
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
@@ -68,6 +69,7 @@ pub static TOP: Section<Draft> = Section {
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
         "models" => read_models,
+        "multiturn" => |d, at| _ = at.section(&mut d.config.multiturn, &multiturn::MULTITURN),
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
@@ -339,6 +341,7 @@ pub fn keys() -> Vec<String> {
         .chain(of("health_check.", &HEALTH_CHECK))
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("multiturn.", &multiturn::MULTITURN))
         .chain(of("startup.", &STARTUP))
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
         .chain(of("cache_aware.", &CACHE_AWARE))
@@ -753,9 +756,10 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native', 'epd', 'sidecar' or 'xpyd'",
+    "'native', 'epd', 'multiturn', 'sidecar' or 'xpyd'",
     &[
         ("epd", Surface::Epd),
+        ("multiturn", Surface::Multiturn),
         ("native", Surface::Native),
         ("sidecar", Surface::Sidecar),
         ("xpyd", Surface::Xpyd),

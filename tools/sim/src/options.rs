@@ -127,8 +127,13 @@ pub struct EngineOptions {
     pub fetch_delay: Duration,
     /// The same on first contact. A client that leaves before it is over strands P's KV.
     pub first_contact_delay: Duration,
+    /// Where it says that its KV is (`VLLM_NIXL_SIDE_CHANNEL_HOST`). Nobody is reached by a name that is
+    /// not this machine's.
+    pub side_host: String,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// A chat's answer begins without white space, as those of trained models do.
+    pub trimmed: bool,
     /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
     /// to one prompt differ.
     pub sampling: bool,
@@ -162,7 +167,9 @@ impl EngineOptions {
             keep_alive: Some(Duration::from_secs(5)),
             fetch_delay: Duration::ZERO,
             first_contact_delay: Duration::ZERO,
+            side_host: "127.0.0.1".into(),
             bidirectional: false,
+            trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
         }

@@ -146,6 +146,11 @@ impl Sim {
         }
     }
 
+    /// Tokens whose KV the engine holds for others.
+    pub fn held_tokens(&self, engine: usize) -> u64 {
+        self.world.ledger.held_tokens(engine, self.world.now())
+    }
+
     /// From now on every request to the engine gets `fault`; `None` ends it.
     pub fn set_fault(&self, engine: usize, fault: Option<Fault>) {
         self.world.engines[engine].set_fault(fault);
