@@ -10,6 +10,7 @@ pub mod budget;
 pub mod call;
 pub mod first_token;
 pub mod grant;
+pub mod notice;
 pub mod pick;
 pub mod relay;
 pub mod release;
@@ -64,6 +65,10 @@ pub struct Tools {
     pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+    /// This shard's number, for what comes back from other threads.
+    pub shard: usize,
+    /// Who waits for notices.
+    pub waiters: notice::Waiters,
 }
 
 impl Tools {

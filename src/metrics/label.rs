@@ -81,6 +81,8 @@ labels! {
         Body = "body",
         Encode = "encode",
         Prefill = "prefill",
+        // From P's answer until its KV had arrived at D.
+        Notices = "notices",
         DecodeHead = "decode_head",
         Ttft = "ttft",
         Stream = "stream",
@@ -122,6 +124,15 @@ labels! {
         Released = "released",
         ExpiredUnreleased = "expired_unreleased",
         None = "none",
+    }
+
+    /// How a wait for notices that KV has arrived at D ended.
+    NoticeWait {
+        Arrived = "arrived",
+        Failed = "failed",
+        TimedOut = "timed_out",
+        // So short a prompt is not transferred.
+        Short = "short",
     }
 
     /// What became of P's token where `first_token_source` is `prefill`.

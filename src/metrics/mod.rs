@@ -23,7 +23,7 @@ mod tests;
 pub mod xpyd;
 
 pub use label::{
-    Broken, Code, Direction, Endpoint, ErrorKind, Failure, FirstTokens, Grant, Retry, Skip, Span,
+    Broken, Code, Direction, Endpoint, ErrorKind, Failure, FirstTokens, Grant, NoticeWait, Retry, Skip, Span,
     Stage, Wait,
 };
 pub use process::open_files;

@@ -25,3 +25,4 @@ pub mod pool;
 pub mod runtime;
 pub mod stream;
 pub mod sweep;
+pub mod zmq;
