@@ -192,7 +192,7 @@ mod tests {
         }
         let place = |one: &Arc<Instance>| match &one.address {
             Address::Tcp { port, .. } => (*port, one.weight),
-            Address::Unix(_) => panic!("a path"),
+            other => panic!("{other}"),
         };
         let mut left: Vec<_> = cluster.instances.iter().map(place).collect();
         left.sort_by(|a, b| a.partial_cmp(b).unwrap());

@@ -24,8 +24,10 @@ pub struct Fetched {
 /// What to ask of whom.
 pub struct Ask<'a> {
     pub targets: &'a [Target],
-    /// `host:port`, for the head.
-    pub name: &'a str,
+    /// For the head's `Host`.
+    pub host: &'a str,
+    /// What stands in front of its paths.
+    pub prefix: &'a str,
     pub path: &'a str,
     /// Sent as a bearer token.
     pub key: Option<&'a str>,
@@ -51,17 +53,13 @@ async fn any(ask: &Ask<'_>) -> Result<Fetched, String> {
 }
 
 async fn one(stream: &Stream, ask: &Ask<'_>) -> Result<Fetched, String> {
-    let host = match ask.name.starts_with("unix:") {
-        true => "localhost",
-        false => ask.name,
-    };
     let key = match ask.key {
         Some(key) => format!("authorization: Bearer {key}\r\n"),
         None => String::new(),
     };
     let head = format!(
-        "GET {} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\nuser-agent: pdrelay\r\n{key}connection: close\r\n\r\n",
-        ask.path
+        "GET {}{} HTTP/1.1\r\nhost: {}\r\naccept: */*\r\nuser-agent: pdrelay\r\n{key}connection: close\r\n\r\n",
+        ask.prefix, ask.path, ask.host
     );
     let (sent, _) = stream.write_all(head.into_bytes()).await;
     sent.map_err(|e| e.to_string())?;

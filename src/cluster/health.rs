@@ -66,8 +66,8 @@ pub async fn probe(instance: &Instance, path: &str) -> Result<(), String> {
     let target = targets.first().ok_or("its name has no address")?;
     let status = match target {
         Target::Tcp(address) => {
-            let uri = format!("http://{address}{path}");
-            let request = Client::default().get(uri).header("host", &*instance.name);
+            let uri = format!("http://{address}{}{path}", instance.prefix);
+            let request = Client::default().get(uri).header("host", &*instance.host);
             request
                 .send()
                 .await

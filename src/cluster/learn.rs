@@ -88,7 +88,8 @@ async fn models(
     let targets = instance.targets.get();
     let ask = Ask {
         targets: &targets,
-        name: &instance.name,
+        host: &instance.host,
+        prefix: &instance.prefix,
         path: "/v1/models",
         key: key.map(|key| key.0.as_str()),
     };

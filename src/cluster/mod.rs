@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
+use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role, Url};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
 use crate::shared::Published;
@@ -40,8 +40,12 @@ pub struct Instance {
     pub index: usize,
     pub role: Role,
     pub address: Address,
-    /// The address as text: in heads, metrics and logs.
+    /// The address as text: in metrics and logs.
     pub name: Arc<str>,
+    /// Its `Host` field.
+    pub host: Box<str>,
+    /// What stands in front of every path that it is asked for.
+    pub prefix: Box<str>,
     pub weight: f64,
     /// The model that it is configured for.
     pub configured: Option<Arc<str>>,
@@ -113,6 +117,8 @@ impl Instance {
             index,
             role: one.role,
             address: one.address.clone(),
+            host: one.address.host_port().into(),
+            prefix: one.address.prefix().into(),
             weight: one.weight,
             configured: Some(one.model.as_str())
                 .filter(|model| !model.is_empty())
@@ -384,7 +390,7 @@ impl Cluster {
 fn literal_targets(address: &Address) -> Vec<Target> {
     match address {
         Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } => {
+        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
             let ip: Result<std::net::IpAddr, _> = host.parse();
             ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
                 .unwrap_or_default()
@@ -397,9 +403,11 @@ pub fn resolve(address: &Address) -> Vec<Target> {
     use std::net::ToSocketAddrs;
     match address {
         Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } => (host.as_str(), *port)
-            .to_socket_addrs()
-            .map(|found| found.map(Target::Tcp).collect())
-            .unwrap_or_default(),
+        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
+            (host.as_str(), *port)
+                .to_socket_addrs()
+                .map(|found| found.map(Target::Tcp).collect())
+                .unwrap_or_default()
+        }
     }
 }

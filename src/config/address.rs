@@ -1,4 +1,4 @@
-//! Where an instance listens: `host:port`, `[v6]:port`, or `unix:/path`.
+//! Where an instance listens: `host:port`, `[v6]:port`, `unix:/path`, or a URL with a prefix or with TLS.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +12,18 @@ pub enum Address {
         port: u16,
     },
     Unix(PathBuf),
+    /// `https://host:port`, or `http(s)://host:port/prefix`. One without either is a `Tcp`.
+    Url(Url),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Url {
+    pub tls: bool,
+    /// As in [`Address::Tcp`].
+    pub host: String,
+    pub port: u16,
+    /// In front of every path: empty, or `/some/path` without a slash at its end.
+    pub prefix: String,
 }
 
 impl Address {
@@ -22,7 +34,74 @@ impl Address {
         }
     }
 
-    /// Parses one address; the error is the sentence to show (without place).
+    /// Parses one address or `http://` or `https://` URL, whose port may be left out; the error is the
+    /// sentence to show (without place). Slashes at the end of a URL mean nothing.
+    pub fn parse_url(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let bad = |why: &str| Err(format!("Invalid instance format: {text}; {why}"));
+        let (tls, rest) = match text.split_once("://") {
+            None => return Address::parse(text),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
+            Some(_) => return bad("a URL begins with http:// or https://"),
+        };
+        let (place, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let prefix = path.trim_end_matches('/');
+        let odd = |b: u8| !b.is_ascii_graphic() || matches!(b, b'?' | b'#' | b'"' | b'\\');
+        if prefix.bytes().any(odd) {
+            return bad("after the port only a path may follow, without '?', '#' and spaces");
+        }
+        if place.contains('@') {
+            return bad("a user in a URL is not sent: use openai_api_key");
+        }
+        let in_brackets = place.rfind(']').unwrap_or(0);
+        let place = match place[in_brackets..].contains(':') {
+            true => place.to_owned(),
+            false => format!("{place}:{}", if tls { 443 } else { 80 }),
+        };
+        match Address::parse(&place)? {
+            Address::Tcp { host, port } if tls || !prefix.is_empty() => Ok(Address::Url(Url {
+                tls,
+                host,
+                port,
+                prefix: prefix.to_owned(),
+            })),
+            plain @ Address::Tcp { .. } => Ok(plain),
+            _ => bad("a unix socket has no URL: write unix:/path"),
+        }
+    }
+
+    /// Host and port, as a `Host` field has them. A unix socket has none; engines only need the field.
+    pub fn host_port(&self) -> String {
+        match self {
+            Address::Unix(_) => "localhost".into(),
+            Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => show(host, *port),
+        }
+    }
+
+    /// What stands in front of every path: empty, or `/some/path`.
+    pub fn prefix(&self) -> &str {
+        match self {
+            Address::Url(url) => &url.prefix,
+            _ => "",
+        }
+    }
+
+    pub fn tls(&self) -> bool {
+        matches!(self, Address::Url(url) if url.tls)
+    }
+
+    /// Host and port of all but unix sockets.
+    pub fn network(&self) -> Option<(&str, u16)> {
+        match self {
+            Address::Unix(_) => None,
+            Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
+                Some((host, *port))
+            }
+        }
+    }
+
+    /// Parses one address, no URL; the error is the sentence to show (without place).
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if let Some(path) = text.strip_prefix("unix:") {
@@ -101,12 +180,23 @@ fn label_ok(label: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
+/// An IPv6 address stands in brackets.
+fn show(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Tcp { host, port } => f.write_str(&show(host, *port)),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Url(url) => {
+                let scheme = if url.tls { "https" } else { "http" };
+                write!(f, "{scheme}://{}{}", show(&url.host, url.port), url.prefix)
+            }
         }
     }
 }

@@ -249,6 +249,11 @@ fn any_stage_is_set(report: &Report) -> bool {
 fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
     let mut first: HashMap<&Address, Role> = HashMap::new();
     for (instance, place) in config.instances.iter().zip(places) {
+        let text = &instance.address;
+        if instance.address.tls() {
+            let message = format!("Instance '{text}': engines behind TLS are not supported yet");
+            report.problem(place, message, "write http://");
+        }
         let role = *first.entry(&instance.address).or_insert(instance.role);
         if role != instance.role {
             let message = format!(

@@ -7,7 +7,8 @@ use super::reader::{At, Place, Report, put};
 use super::schema::{self, Draft};
 use super::yaml::{self, Value};
 use super::{
-    Address, Config, Cores, FirstTokenSource, InstanceConfig, LogLevel, Role, Secret, check,
+    Address, Config, Cores, FirstTokenSource, InstanceConfig, LogLevel, Role, Secret, Surface,
+    check,
 };
 
 /// The names that upper floors answer to; this floor cannot ask them.
@@ -206,6 +207,7 @@ pub fn load_over(
     known: &Known,
     env: Env,
 ) -> Result<Loaded, Problems> {
+    let urls = defaults.surface != Surface::Xpyd;
     let mut draft = Draft::over(defaults);
     let mut report;
     if let Some(Source { text, label, file }) = source {
@@ -219,11 +221,13 @@ pub fn load_over(
             return Err(Problems(vec![Problem::plain(label, node.line, message)]));
         };
         report = Report::new(label, node.line);
+        report.urls = urls;
         draft.config.file = file.map(PathBuf::from);
         At::root(&node, &mut report).section(&mut draft, &schema::TOP);
         schema::settle(&mut draft, &mut report);
     } else {
         report = Report::new(COMMAND_LINE, 0);
+        report.urls = urls;
     }
     apply(overrides, &mut draft, &mut report);
     apply_env(env, &mut draft.config, &mut report);
@@ -352,7 +356,11 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
         for (i, text) in addresses.iter().enumerate() {
             let key = format!("--{}[{i}]", role.name());
             flag(report, &key, &format!("{}[{i}]", role.name()));
-            match Address::parse(text) {
+            let address = match report.urls {
+                true => Address::parse_url(text),
+                false => Address::parse(text),
+            };
+            match address {
                 Ok(address) => {
                     let instance = InstanceConfig::new(address, role);
                     draft.instances.push((instance, key));

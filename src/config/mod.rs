@@ -3,7 +3,7 @@
 //! * **For:** turning YAML (and the command line) into one [`Config`] that the rest of pdrelay is built
 //!   from, and turning mistakes into messages that name file, line, path and fix.
 //! * **Must never:** open a socket, start a thread, read a clock, or know how an engine is spoken to.
-//! * **To extend:** a new key is a field here, its row in `schema.rs`, and its rule in `check.rs`. The
+//! * **To extend:** a new key is a field here, its row in `schema/`, and its rule in `check.rs`. The
 //!   command line of another program is one file under `legacy/` that ends in a [`Config`].
 
 pub mod address;
@@ -19,7 +19,7 @@ pub mod topology;
 pub mod write;
 mod yaml;
 
-pub use address::Address;
+pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
 
 use std::path::PathBuf;

@@ -42,6 +42,8 @@ pub struct Report {
     file: String,
     root_line: usize,
     places: HashMap<String, Place>,
+    /// An instance may be a URL. (Not to an old program that refuses them.)
+    pub urls: bool,
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
 }
@@ -53,6 +55,7 @@ impl Report {
             file: file.into(),
             root_line,
             places: HashMap::new(),
+            urls: true,
             problems: Vec::new(),
             warnings: Vec::new(),
         }
@@ -118,6 +121,10 @@ pub struct At<'n, 'r> {
 }
 
 impl<'n, 'r> At<'n, 'r> {
+    pub fn urls(&self) -> bool {
+        self.report.urls
+    }
+
     pub fn root(node: &'n Node, report: &'r mut Report) -> Self {
         At {
             node,

@@ -31,7 +31,9 @@ pub fn parse_node(role: &str, text: &str) -> Result<Address, String> {
         return Err(format!("{role} invalid port in node {text}"));
     }
     match Address::parse(text) {
-        Ok(Address::Unix(_)) => Err(format!("{role} invalid node format: {text}")),
+        Ok(Address::Unix(_) | Address::Url(_)) => {
+            Err(format!("{role} invalid node format: {text}"))
+        }
         Ok(address) => Ok(address),
         Err(why) => Err(format!("{role} invalid node format: {text}: {why}")),
     }

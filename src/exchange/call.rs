@@ -75,7 +75,7 @@ impl Exchange {
     /// Sends the leg and leaves the answer's body flowing, to be relayed.
     pub async fn open(&self, picked: Picked, mut leg: Leg) -> Result<Opened, Stop> {
         let began = Instant::now();
-        if leg.edits.is_empty() && !leg.verbatim {
+        if leg.edits.is_empty() && leg.pieces.is_none() && !leg.verbatim {
             leg.edits.push(Edit::Remove(openai::KV_PARAMS));
         }
         let mut opened = self.send(picked, &leg).await?;

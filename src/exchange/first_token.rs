@@ -30,12 +30,11 @@ use std::borrow::Cow;
 use crate::config::FirstTokenSource;
 use crate::error::Stage;
 use crate::metrics::{Counter, FirstTokens};
-use crate::wire::chunk::{self, ChunkScan};
 use crate::wire::first_token::{self, Ask, End, FirstToken, Token};
-use crate::wire::head::Framing;
 use crate::wire::json::Edit;
 
 use super::reply::Own;
+use super::rewrite::Rewrite;
 use super::{Answer, Exchange, Leg, Reply, Stop, gone};
 
 /// Who makes the first token of this request.
@@ -151,123 +150,26 @@ impl Reply {
     }
 }
 
-/// Where the engine's body ends.
-enum Source {
-    /// Bytes still to come.
-    Length(u64),
-    Chunked(ChunkScan),
-    Close,
-    Over,
-}
-
-/// A stream on its way through the surgery: taken out of the engine's framing, put into one of ours.
-pub(super) struct Edited {
-    token: FirstToken,
-    source: Source,
-    /// To the client in chunks; else until close.
-    pub chunks: bool,
-}
-
-/// What one read gives the client.
-pub(super) struct Taken {
-    /// With framing.
-    pub out: Vec<u8>,
-    /// Bytes of the read that belong to the engine's body.
-    pub used: usize,
-}
-
-impl Edited {
-    pub fn new(framing: Framing, chunks: bool, token: FirstToken) -> Edited {
-        Edited {
-            token,
-            source: match framing {
-                Framing::Length(n) => Source::Length(n),
-                Framing::Chunked => Source::Chunked(ChunkScan::default()),
-                Framing::Close => Source::Close,
-            },
-            chunks,
-        }
+impl Rewrite for FirstToken {
+    fn feed(&mut self, payload: &[u8], out: &mut Vec<u8>) {
+        FirstToken::feed(self, payload, out);
     }
 
-    pub fn waiting(&self) -> bool {
-        self.token.waiting()
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        FirstToken::finish(self, out);
     }
 
-    pub fn end(&self) -> Option<End> {
-        self.token.end()
+    fn over(&self) -> bool {
+        self.end().is_some()
     }
 
-    pub fn done(&self) -> bool {
-        match &self.source {
-            Source::Length(left) => *left == 0,
-            Source::Chunked(scan) => scan.done(),
-            Source::Close => false,
-            Source::Over => true,
-        }
+    fn waiting(&self) -> bool {
+        FirstToken::waiting(self)
     }
 
-    /// `sent`: is told the payload that the client gets.
-    pub fn take(&mut self, bytes: &[u8], sent: impl FnOnce(&[u8])) -> Result<Taken, &'static str> {
-        let mut payload = Cow::Borrowed(bytes);
-        let used = match &mut self.source {
-            Source::Length(left) => {
-                let n = (bytes.len() as u64).min(*left) as usize;
-                *left -= n as u64;
-                payload = Cow::Borrowed(&bytes[..n]);
-                n
-            }
-            Source::Chunked(scan) => {
-                let mut data = Vec::with_capacity(bytes.len());
-                let used = scan
-                    .feed(bytes, |d| data.extend_from_slice(d))
-                    .map_err(|bad| bad.0)?;
-                payload = Cow::Owned(data);
-                used
-            }
-            Source::Close => bytes.len(),
-            Source::Over => 0,
-        };
-        let mut events = Vec::with_capacity(payload.len() + 512);
-        self.token.feed(&payload, &mut events);
-        let out = self.framed(events, sent);
-        Ok(Taken { out, used })
-    }
-
-    /// The engine closed, which only ends a body without any other end.
-    pub fn close(&mut self, sent: impl FnOnce(&[u8])) -> Option<Vec<u8>> {
-        if !matches!(self.source, Source::Close) {
-            return None;
-        }
-        self.source = Source::Over;
-        Some(self.framed(Vec::new(), sent))
-    }
-
-    fn framed(&mut self, mut events: Vec<u8>, sent: impl FnOnce(&[u8])) -> Vec<u8> {
-        let done = self.done();
-        if done {
-            self.token.finish(&mut events);
-        }
-        sent(&events);
-        if !self.chunks {
-            return events;
-        }
-        let mut out = Vec::with_capacity(events.len() + 32);
-        chunk::put_chunk(&mut out, &events);
-        if done {
-            out.extend_from_slice(chunk::END);
-        }
-        out
-    }
-
-    /// The surgery is over and the engine is between two of its chunks: the rest can pass as it is.
-    pub fn verbatim(&self) -> Option<ChunkScan> {
-        match &self.source {
-            Source::Chunked(scan)
-                if self.chunks && self.end().is_some() && scan.at_boundary() && !scan.done() =>
-            {
-                Some(scan.clone())
-            }
-            _ => None,
+    fn ended(&mut self, x: &Exchange) {
+        if let Some(end) = self.end() {
+            x.count_end(end);
         }
     }
 }

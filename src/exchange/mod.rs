@@ -16,6 +16,7 @@ pub mod relay;
 pub mod release;
 pub mod reply;
 pub mod request;
+pub mod rewrite;
 pub mod send;
 pub mod shape;
 
@@ -217,6 +218,36 @@ impl Exchange {
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
         }
+    }
+
+    /// The same request, with a slot and a trace of its own: for a leg that runs while another one does.
+    /// What ends the request ends it, too; whoever branches off awaits the branch, and never drops it in
+    /// flight.
+    pub fn branch(&self) -> Exchange {
+        let branch = self.detached();
+        self.slot.branch_off(&branch.slot);
+        branch
+    }
+
+    /// As a branch that goes on when the client leaves, for `timeouts.request` at most. (Nothing that is
+    /// sent to a client can come of it.)
+    pub fn detached(&self) -> Exchange {
+        let slot = self.tools.sweep.orphan();
+        slot.begin_request(self.config.timeouts.request);
+        let detached = Exchange {
+            tools: self.tools.clone(),
+            request: RefCell::new(self.request()),
+            slot,
+            cluster: self.cluster.clone(),
+            config: self.config.clone(),
+            scope: self.scope.clone(),
+            places: pick::Places::default(),
+            trace: Trace::new(self.trace.started),
+            avoid: self.avoid.clone(),
+            without_prefill: self.without_prefill.clone(),
+        };
+        detached.trace.stage.set(self.trace.stage.get());
+        detached
     }
 
     /// Whose instances may serve the model that the request names? Any, if it names none.

@@ -5,7 +5,7 @@
 //! | Content-Length | the same | the same |
 //! | chunked | as it came, checked | de-chunked, until close |
 //! | until close | each read as one chunk | as it came, until close |
-//! | any, with P's token put in | in chunks | until close |
+//! | any, through a rewrite | in chunks | until close |
 //!
 //! If the engine fails in the middle, the client must not take what it has for the whole: on a chunk
 //! boundary of an event stream it gets an `error` event, and in every case its connection is broken off
@@ -19,12 +19,13 @@ use crate::metrics::{Broken, Counter, Failure, Histogram};
 use crate::net::buffer::{Buffers, CHUNK, LARGE, MEDIUM, SMALL};
 use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
-use crate::wire::first_token::{End, FirstToken};
+use crate::wire::first_token::End;
 use crate::wire::head::Framing;
 use crate::wire::openai::error_body;
 use crate::wire::sse::{self, EventEdge};
 
-use super::first_token::{Edited, First};
+use super::first_token::First;
+use super::rewrite::{Edited, Rewrite};
 use super::send::Opened;
 use super::{Exchange, Reply, Stop, gone};
 
@@ -40,7 +41,7 @@ enum Mode {
     Encode,
     /// Until close, to close.
     UntilClose,
-    /// Event by event, until P's token is in.
+    /// Through a rewrite, until that is over.
     Edited(Box<Edited>),
     Nothing,
 }
@@ -51,8 +52,8 @@ struct Relay {
     edge: Option<EventEdge>,
     /// The engine sent more than its body.
     excess: bool,
-    /// What became of P's token, once that is known.
-    first_token: Option<End>,
+    /// The rewrite that is over, to be told of the end.
+    rewritten: Option<Box<dyn Rewrite>>,
 }
 
 /// What one read amounts to.
@@ -64,23 +65,34 @@ enum Step {
 }
 
 impl Relay {
-    fn new(framing: Framing, http11: bool, events: bool, token: Option<FirstToken>) -> Relay {
-        let edited = |token| Mode::Edited(Box::new(Edited::new(framing, http11, token)));
+    fn new(
+        framing: Framing,
+        http11: bool,
+        events: bool,
+        rewrite: Option<Box<dyn Rewrite>>,
+    ) -> Relay {
         let mode = match (framing, http11) {
             (Framing::Length(0), _) => Mode::Nothing,
-            _ if token.is_some() => token.map_or(Mode::Nothing, edited),
             (Framing::Length(n), _) => Mode::Length(n),
             (Framing::Chunked, true) => Mode::Verbatim(ChunkScan::default()),
             (Framing::Chunked, false) => Mode::Decode(ChunkScan::default()),
             (Framing::Close, true) => Mode::Encode,
             (Framing::Close, false) => Mode::UntilClose,
         };
-        Relay {
+        let mut relay = Relay {
             mode,
             edge: events.then(EventEdge::default),
             excess: false,
-            first_token: None,
+            rewritten: None,
+        };
+        match rewrite {
+            Some(rewrite) if matches!(relay.mode, Mode::Nothing) => relay.rewritten = Some(rewrite),
+            Some(rewrite) => {
+                relay.mode = Mode::Edited(Box::new(Edited::new(framing, http11, rewrite)));
+            }
+            None => {}
         }
+        relay
     }
 
     fn client_framing(&self, engine: Framing) -> Framing {
@@ -93,7 +105,16 @@ impl Relay {
         }
     }
 
-    /// Is P's token still to be sent, and nothing of D's text before it?
+    /// The answer has ended, in whatever way.
+    fn ended(&mut self, x: &Exchange) {
+        if let Some(mut rewrite) = self.rewritten.take() {
+            rewrite.ended(x);
+        } else if let Mode::Edited(edited) = &mut self.mode {
+            edited.rewrite().ended(x);
+        }
+    }
+
+    /// Is the first token still to come, as far as a rewrite knows?
     fn awaits_token(&self) -> bool {
         matches!(&self.mode, Mode::Edited(edited) if edited.waiting())
     }
@@ -158,9 +179,11 @@ impl Relay {
                     }
                 })?;
                 self.excess = taken.used < bytes.len();
-                self.first_token = edited.end();
-                if let Some(scan) = edited.verbatim() {
-                    self.mode = Mode::Verbatim(scan);
+                if let Some(scan) = edited.verbatim()
+                    && let Mode::Edited(edited) =
+                        std::mem::replace(&mut self.mode, Mode::Verbatim(scan))
+                {
+                    self.rewritten = Some(edited.into_rewrite());
                 }
                 return Ok(Step::Other(taken.out));
             }
@@ -175,15 +198,13 @@ impl Relay {
         let tail = match &mut self.mode {
             Mode::Encode => Some(chunk::END.to_vec()),
             Mode::UntilClose => Some(Vec::new()),
-            Mode::Edited(edited) => {
-                let tail = edited.close(|_| {});
-                self.first_token = edited.end();
-                tail
-            }
+            Mode::Edited(edited) => edited.close(|_| {}),
             _ => None,
         };
         let tail = tail.ok_or("the engine closed in the middle of its answer")?;
-        self.mode = Mode::Nothing;
+        if let Mode::Edited(edited) = std::mem::replace(&mut self.mode, Mode::Nothing) {
+            self.rewritten = Some(edited.into_rewrite());
+        }
         Ok(tail)
     }
 
@@ -208,6 +229,11 @@ impl Relay {
 }
 
 impl Opened {
+    /// A stream of events that an engine sends because it does what it was asked.
+    pub fn is_good_event_stream(&self) -> bool {
+        self.head.status < 300 && self.head.is_event_stream(self.head_bytes())
+    }
+
     /// Is this D taking KV from a P that it has never met, without a sign yet that it has?
     fn fetching(&self) -> bool {
         let first_contact = self.handover.as_ref().is_some_and(|h| h.first);
@@ -255,17 +281,35 @@ impl Reply {
         x: &Exchange,
         opened: Opened,
     ) -> impl Future<Output = Result<(), Stop>> {
-        self.relay_after(x, opened, First::Decode)
+        self.relay_through(x, opened, None)
     }
 
     /// The same, with P's token as the first one, if there is one and the answer has a place for it.
-    // An async fn holds what it is given by value twice; a stream may rest in here for hours.
-    #[allow(clippy::manual_async_fn)]
     pub fn relay_after(
         &mut self,
         x: &Exchange,
-        mut opened: Opened,
+        opened: Opened,
         first: First,
+    ) -> impl Future<Output = Result<(), Stop>> {
+        let token: Option<Box<dyn Rewrite>> = match first {
+            First::Token(token) if opened.is_good_event_stream() => Some(token),
+            First::Token(_) => {
+                x.count_end(End::Unused);
+                None
+            }
+            _ => None,
+        };
+        self.relay_through(x, opened, token)
+    }
+
+    /// The same, changed on its way. Its length is not the engine's then: it goes out in chunks.
+    // An async fn holds what it is given by value twice; a stream may rest in here for hours.
+    #[allow(clippy::manual_async_fn)]
+    pub fn relay_through(
+        &mut self,
+        x: &Exchange,
+        mut opened: Opened,
+        rewrite: Option<Box<dyn Rewrite>>,
     ) -> impl Future<Output = Result<(), Stop>> {
         async move {
             let stage = opened.stage;
@@ -275,15 +319,7 @@ impl Reply {
             }
             let began = Instant::now();
             let event_stream = opened.head.is_event_stream(opened.head_bytes());
-            let token = match first {
-                First::Token(token) if event_stream && opened.head.status < 300 => Some(*token),
-                First::Token(_) => {
-                    x.count_end(End::Unused);
-                    None
-                }
-                _ => None,
-            };
-            let mut relay = Relay::new(opened.framing, self.http11, event_stream, token);
+            let mut relay = Relay::new(opened.framing, self.http11, event_stream, rewrite);
             let first = self.first_write(x, &opened, &mut relay)?;
             x.trace.stage.set(Stage::Stream);
             if !relay.awaits_token() {
@@ -303,9 +339,7 @@ impl Reply {
             }
             let end = self.pump(x, &opened, &mut relay).await;
             x.trace.stream.set(Some(began.elapsed()));
-            if let Some(end) = relay.first_token {
-                x.count_end(end);
-            }
+            relay.ended(x);
             end?;
             if let Some(h) = &opened.handover {
                 let decode = opened.picked.instance();

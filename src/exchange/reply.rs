@@ -11,6 +11,7 @@ use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
 use crate::shared::Snapshot;
 use crate::wire::head::{Field, Framing, Name, ResponseHead};
+use crate::wire::json::{self, Edit, Piece};
 
 use super::call::Answer;
 use super::send::put_field;
@@ -140,14 +141,29 @@ impl Reply {
 
     /// Sends an instance's whole answer as the reply, with its own status and type.
     pub async fn answer(&mut self, x: &Exchange, answer: &Answer) -> io::Result<()> {
+        self.answer_edited(x, answer, &[]).await
+    }
+
+    /// The same, with some of its top-level fields changed; every other byte is as the instance sent it.
+    pub async fn answer_edited(
+        &mut self,
+        x: &Exchange,
+        answer: &Answer,
+        edits: &[Edit],
+    ) -> io::Result<()> {
         let body = answer.body();
-        let mut out = self.tools.buffers.lend((body.len() + SMALL).min(LARGE));
+        let pieces = match edits {
+            [] => vec![Piece::Source(0..body.len())],
+            edits => json::splice(body, answer.object(), edits),
+        };
+        let length = json::pieces_len(&pieces);
+        let mut out = self.tools.buffers.lend((length + SMALL).min(LARGE));
         let framing = match answer.head.status {
             204 | 304 => None,
-            _ => Some(Framing::Length(body.len() as u64)),
+            _ => Some(Framing::Length(length as u64)),
         };
         self.put_head(&mut out, x, &answer.head, answer.head_bytes(), framing);
-        out.extend_from_slice(body);
+        json::put_pieces(&mut out, body, &pieces);
         let (result, back) = self.write(out).await;
         self.tools.buffers.give(back);
         result

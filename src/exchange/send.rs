@@ -36,6 +36,16 @@ const COPY_MAX: usize = 16 << 10;
 pub struct Leg {
     pub stage: Stage,
     pub edits: Vec<Edit>,
+    /// The whole body, from pieces of the client's body and bytes of ours; instead of edits.
+    pub pieces: Option<Vec<Piece>>,
+    /// Asked for instead of what the client asked for, query included.
+    pub path: Option<Cow<'static, str>>,
+    /// Header fields that are sent instead of the client's of the same name (in lower case).
+    pub fields: Vec<(Cow<'static, str>, Vec<u8>)>,
+    /// The client's header fields of these names (in lower case) are not sent.
+    pub strip: &'static [&'static str],
+    /// Its `x-request-id`, instead of the request's.
+    pub id: Option<Box<str>>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
@@ -59,6 +69,11 @@ impl Leg {
         Leg {
             stage,
             edits: Vec::new(),
+            pieces: None,
+            path: None,
+            fields: Vec::new(),
+            strip: &[],
+            id: None,
             verbatim: false,
             alone: false,
             plain_answer: false,
@@ -66,6 +81,12 @@ impl Leg {
             grant: None,
             once: false,
         }
+    }
+
+    /// Is the client's field of this name left out?
+    fn replaces(&self, name: &[u8]) -> bool {
+        let is = |ours: &str| name.eq_ignore_ascii_case(ours.as_bytes());
+        self.strip.iter().any(|ours| is(ours)) || self.fields.iter().any(|(ours, _)| is(ours))
     }
 
     pub(super) fn wait(&self) -> Wait {
@@ -129,7 +150,14 @@ impl Exchange {
     pub async fn send(&self, picked: Picked, leg: &Leg) -> Result<Opened, Stop> {
         self.trace.stage.set(leg.stage);
         let role = picked.instance().role;
-        let pieces = self.body_pieces(leg);
+        let made;
+        let pieces = match &leg.pieces {
+            Some(pieces) => pieces,
+            None => {
+                made = self.body_pieces(leg);
+                &made
+            }
+        };
         let mut picked = picked;
         let mut tried: Vec<usize> = Vec::new();
         let mut fresh_only = false;
@@ -144,7 +172,7 @@ impl Exchange {
             };
             self.note_instance(role, &picked);
             let reused = lease.reused;
-            match self.try_once(lease, picked, leg, &pieces).await {
+            match self.try_once(lease, picked, leg, pieces).await {
                 Ok(opened) => return Ok(opened),
                 Err((back, Failed::Stale(_))) if reused && !spent(leg) => {
                     // Free: the engine closed an idle connection while we reached for it.
@@ -437,9 +465,11 @@ impl Exchange {
         let head = request.head_bytes();
         out.extend_from_slice(request.head.method_text(head).as_bytes());
         out.push(b' ');
-        out.extend_from_slice(request.target().as_bytes());
+        let target = leg.path.as_deref().unwrap_or_else(|| request.target());
+        out.extend_from_slice(picked.instance().prefix.as_bytes());
+        out.extend_from_slice(target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(host_of(&picked.instance().name).as_bytes());
+        out.extend_from_slice(picked.instance().host.as_bytes());
         out.extend_from_slice(b"\r\n");
         let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
@@ -454,6 +484,7 @@ impl Exchange {
                 }
                 _ => false,
             };
+            let skip = skip || leg.replaces(field.name(head));
             if !skip && request.head.fields.end_to_end(head, field) {
                 put_field(out, field.name(head), field.value(head));
             }
@@ -463,10 +494,15 @@ impl Exchange {
             out.extend_from_slice(key.0.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
+        let typed = typed || leg.replaces(b"content-type");
         if length > 0 && !typed {
             out.extend_from_slice(b"content-type: application/json\r\n");
         }
-        put_field(out, b"x-request-id", request.id.as_bytes());
+        for (name, value) in &leg.fields {
+            put_field(out, name.as_bytes(), value);
+        }
+        let id = leg.id.as_deref().unwrap_or(&request.id);
+        put_field(out, b"x-request-id", id.as_bytes());
         use crate::wire::head::Method;
         if length > 0 || !matches!(request.head.method, Method::Get | Method::Head) {
             let mut digits = itoa::Buffer::new();
@@ -545,15 +581,6 @@ enum ReadFailed {
 /// May the instance have read params that must not be read twice? To be asked after a try.
 fn spent(leg: &Leg) -> bool {
     leg.once || leg.grant.as_ref().is_some_and(Grant::spent)
-}
-
-/// A unix socket has no host; engines only need the field to be there.
-fn host_of(name: &str) -> &str {
-    if name.starts_with("unix:") {
-        "localhost"
-    } else {
-        name
-    }
 }
 
 pub fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

@@ -16,7 +16,7 @@ pub const SPEC: Spec = Spec {
     name: "aggregated",
     about: "one engine does prefill and decode",
     needs: &[Role::Aggregated],
-    build: || Box::new(Aggregated),
+    build: |_| Ok(Box::new(Aggregated)),
 };
 
 struct Aggregated;

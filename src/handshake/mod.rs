@@ -11,9 +11,10 @@ mod nixl;
 mod sequential;
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 
-use crate::config::Role;
+use crate::config::{Config, Role};
 use crate::exchange::{Exchange, Reply, Stop};
 
 /// A script in progress, on one shard.
@@ -31,7 +32,8 @@ pub struct Spec {
     pub about: &'static str,
     /// Roles of which at least one instance is needed.
     pub needs: &'static [Role],
-    pub build: fn() -> Box<dyn Handshake>,
+    /// Reads its section; may open what it needs besides HTTP.
+    pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
 pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];

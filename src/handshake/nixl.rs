@@ -37,7 +37,7 @@ pub const SPEC: Spec = Spec {
     name: "nixl",
     about: "vLLM NixlConnector: kv_transfer_params from P to D",
     needs: &[Role::Prefill, Role::Decode],
-    build: || Box::new(Nixl),
+    build: |_| Ok(Box::new(Nixl)),
 };
 
 struct Nixl;

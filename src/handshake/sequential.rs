@@ -24,7 +24,7 @@ pub const SPEC: Spec = Spec {
     name: "sequential",
     about: "prefill, then decode with the original body",
     needs: &[Role::Prefill, Role::Decode],
-    build: || Box::new(Sequential),
+    build: |_| Ok(Box::new(Sequential)),
 };
 
 struct Sequential;

@@ -57,6 +57,8 @@ pub struct Slot {
     on_gone: Cell<OnGone>,
     /// Nobody reads from the client: ask the kernel at each sweep whether it is still there.
     hangup: Cell<bool>,
+    /// Slots of what else this request does at the same time: whatever ends it ends them.
+    branches: RefCell<Vec<Weak<Slot>>>,
     clock: Rc<Clock>,
 }
 
@@ -151,6 +153,16 @@ impl Slot {
         self.on_gone.set(what);
     }
 
+    /// `branch` is a part of this request: it ends when the request does.
+    pub fn branch_off(&self, branch: &Rc<Slot>) {
+        let mut branches = self.branches.borrow_mut();
+        branches.retain(|one| one.strong_count() > 0);
+        branches.push(Rc::downgrade(branch));
+        if let Some(why) = self.fired.get() {
+            branch.fire(why);
+        }
+    }
+
     /// Forgets a deadline that ended one wait but not the request (a connect: there are other instances).
     pub fn forgive(&self) {
         self.fired.set(None);
@@ -169,6 +181,9 @@ impl Slot {
             self.fired.set(Some(why));
         }
         self.end_upstream(why);
+        for branch in self.branches.borrow().iter().filter_map(Weak::upgrade) {
+            branch.fire(why);
+        }
         let client = self.client.get();
         if client == NO_FD {
             return;
@@ -285,6 +300,7 @@ impl Sweep {
             fired: Cell::new(None),
             on_gone: Cell::new(OnGone::Cut),
             hangup: Cell::new(false),
+            branches: RefCell::default(),
             clock: self.clock.clone(),
         });
         self.slots.borrow_mut().push(Rc::downgrade(&slot));

@@ -64,7 +64,7 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
                 body.role
             ))
         })?;
-    let address = Address::parse(&body.address).map_err(bad)?;
+    let address = Address::parse_url(&body.address).map_err(bad)?;
     let weight = body.weight.unwrap_or(1.0);
     if !(weight.is_finite() && weight > 0.0) {
         return Err(bad("weight must be above 0".into()));

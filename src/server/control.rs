@@ -270,10 +270,9 @@ fn sample_instances(shared: &Arc<Shared>) {
 }
 
 fn named(address: &Address) -> bool {
-    match address {
-        Address::Tcp { host, .. } => host.parse::<std::net::IpAddr>().is_err(),
-        Address::Unix(_) => false,
-    }
+    address
+        .network()
+        .is_some_and(|(host, _)| host.parse::<std::net::IpAddr>().is_err())
 }
 
 /// A thread that looks DNS names up: that blocks, even the control thread.

@@ -271,6 +271,7 @@ fn build(
     let aggregated = handshake::find(AGGREGATED).unwrap_or(spec);
     let policies = policies(&config)?;
     prepare(&config, &cluster);
+    let (script, plain) = ((spec.build)(&config)?, (aggregated.build)(&config)?);
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {
@@ -282,9 +283,9 @@ fn build(
     let shared = Arc::new(Shared {
         config: Arc::new(Published::new(config)),
         cluster: Arc::new(Published::new(cluster)),
-        handshake: (spec.build)(),
+        handshake: script,
         handshake_spec: spec,
-        aggregated: (aggregated.build)(),
+        aggregated: plain,
         policies: Arc::new(policies),
         metrics,
         started: Instant::now(),

@@ -31,6 +31,35 @@ fn two(change: impl FnOnce(&mut pdrelay::config::Config)) -> (Fake, Fake, pdrela
     (p, d, server)
 }
 
+/// Engines behind a path: it stands in front of every path of theirs, also of probes, and is no part of
+/// their `Host`.
+#[test]
+fn a_prefix_stands_in_front_of_every_path() {
+    let (p, d, server) = two(|c| {
+        c.health_check.enabled = true;
+        c.health_check.interval = std::time::Duration::from_millis(20);
+        for (one, prefix) in c.instances.iter_mut().zip(["p", "d/e"]) {
+            let url = format!("http://{}/{prefix}/", one.address);
+            one.address = pdrelay::config::Address::parse_url(&url).unwrap();
+        }
+    });
+    let mut client = at(&server);
+    client.send(post_bytes("/v1/completions?q=1", &completion("x", ""), ""));
+    assert_eq!(client.response().status, 200);
+    for (engine, prefix) in [(&p, "/p"), (&d, "/d/e")] {
+        let asked = |line: String| {
+            let seen = engine.seen();
+            seen.iter().any(|one| one.text().starts_with(&line))
+        };
+        assert!(asked(format!("POST {prefix}/v1/completions?q=1 ")));
+        crate::support::eventually("it is probed there", || {
+            asked(format!("GET {prefix}/health "))
+        });
+        let seen = &engine.seen()[0];
+        assert!(!seen.header("host")[0].contains('/'));
+    }
+}
+
 const HOPS: [&str; 10] = [
     "x-listed",
     "x-also",

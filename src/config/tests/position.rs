@@ -15,7 +15,7 @@ prefill:
   - 10.0.0.1:8100
   # another
   - 10.0.0.1
-  - https://10.0.0.1:8100
+  - ftp://10.0.0.1:8100
 decode: [10.0.0.2:8200,
   10.0.0.2:0,
   {address: 10.0.0.3:1, weigth: 2}]
@@ -35,7 +35,7 @@ x.yaml:2: model: model must be a string, got int (put it in quotes)
 x.yaml:3: port: port must be between 1 and 65535, got 99999
 x.yaml:4: log_level: log_level must be one of ['debug', 'error', 'info', 'warning'], got 'loud' (known: debug, error, info, warning)
 x.yaml:9: prefill[1]: Invalid instance format: 10.0.0.1; write host:port, for example 10.0.0.1:8100
-x.yaml:10: prefill[2]: Invalid instance format: https://10.0.0.1:8100; write host:port, without a scheme
+x.yaml:10: prefill[2]: Invalid instance format: ftp://10.0.0.1:8100; a URL begins with http:// or https://
 x.yaml:12: decode[1]: Port out of range in instance 10.0.0.2:0: use 1 to 65535
 x.yaml:13: decode[2].weigth: Unknown keys in an instance: ['weigth'] (did you mean 'weight'?)
 x.yaml:15: limits.body_bytes_max: body_bytes_max: '64 monkeys' is not a byte size (write 64MiB, 16KiB, 1GB, or a number of bytes)

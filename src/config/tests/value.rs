@@ -179,6 +179,40 @@ fn addresses_hold_nothing_odd() {
 }
 
 #[test]
+fn urls_are_addresses_with_a_prefix_or_tls() {
+    for (text, shown, prefix, tls) in [
+        ("http://h:80", "h:80", "", false),
+        ("http://h", "h:80", "", false),
+        ("HTTP://h:81/", "h:81", "", false),
+        ("http://h:81/a/b//", "http://h:81/a/b", "/a/b", false),
+        ("https://h", "https://h:443", "", true),
+        ("https://[::1]:8/x", "https://[::1]:8/x", "/x", true),
+        ("http://[::1]", "[::1]:80", "", false),
+        ("h:80", "h:80", "", false),
+        ("unix:/run/a", "unix:/run/a", "", false),
+    ] {
+        let address = Address::parse_url(text).expect(text);
+        assert_eq!(address.to_string(), shown);
+        assert_eq!((address.prefix(), address.tls()), (prefix, tls), "{text}");
+        assert_eq!(Address::parse_url(shown), Ok(address), "{text}");
+    }
+    for text in [
+        "ftp://h:80",
+        "http://",
+        "http://h:80/a?b",
+        "http://h:80?b",
+        "http://h:80/a b",
+        "http://h:80/a\nb",
+        "http://u:p@h:80",
+        "http://h:0",
+        "http://unix:/a",
+        "http://h:80#x",
+    ] {
+        assert!(Address::parse_url(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
 fn hosts() {
     for (text, host) in [
         ("0.0.0.0", "0.0.0.0"),

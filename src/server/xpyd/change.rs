@@ -189,7 +189,8 @@ fn message(text: String) -> Said {
 async fn served(config: &Config, address: &Address, name: &str) -> Option<String> {
     let ask = fetch::Ask {
         targets: &resolve(address),
-        name,
+        host: &address.host_port(),
+        prefix: address.prefix(),
         path: "/v1/models",
         key: config.openai_api_key.as_ref().map(|key| key.0.as_str()),
     };

@@ -103,7 +103,8 @@ async fn ask_all(asked: &[Arc<Instance>], path: &'static str) -> Vec<Option<Fetc
                     let targets = one.targets.get();
                     let ask = fetch::Ask {
                         targets: &targets,
-                        name: &one.name,
+                        host: &one.host,
+                        prefix: &one.prefix,
                         path,
                         key: None,
                     };

@@ -2,7 +2,7 @@
 //!
 //! * **For:** both of its command lines at once, since neither contradicts the other; what 1.8 says and
 //!   returns counts where they differ. Its start script is `start.rs`.
-//! * **Must never:** know a rule about a key of the YAML: there is one schema, in `config/schema.rs`.
+//! * **Must never:** know a rule about a key of the YAML: there is one schema, in `config/schema/`.
 //! * **To extend:** a flag is a row in `PROXY` and its line in `overrides`; what it does differently from
 //!   the original is a note in `differences.rs`.
 

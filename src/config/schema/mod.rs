@@ -1,5 +1,9 @@
-//! Every key of the YAML: one row each, saying how it is read. What keys demand of each other is in
-//! `settle` (about the file alone) and in `check.rs` (about the finished [`Config`]).
+//! Every key of the YAML: one row each, saying how it is read.
+//!
+//! * **For:** the rows, and what they say of a value that is wrong.
+//! * **Must never:** judge what keys demand of each other: that is `settle` (about the file alone) and
+//!   `check.rs` (about the finished [`Config`]).
+//! * **To extend:** a section of a handshake is a file here, with a `Section` and its row in [`TOP`].
 
 use super::address::Address;
 use super::quantity::parse_cpus;
@@ -337,7 +341,11 @@ fn read_address(at: &mut At) -> Option<Address> {
             return None;
         }
     };
-    match Address::parse(&text) {
+    let address = match at.urls() {
+        true => Address::parse_url(&text),
+        false => Address::parse(&text),
+    };
+    match address {
         Ok(address) => Some(address),
         Err(why) => {
             at.fail(why, "");
