@@ -44,6 +44,9 @@ pub enum Command {
     },
     /// Print the completion script of a shell
     Completions { shell: Shell },
+    /// Run as LMCache's disaggregated prefill proxy, with its command line and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Lmcache(Raw),
     /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Xpyd(Raw),
@@ -53,7 +56,7 @@ pub enum Command {
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// xpyd or xpyd-start
+        /// lmcache, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(
@@ -223,7 +226,7 @@ mod tests {
     use crate::config::Role;
 
     const KNOWN: Known<'static> = Known {
-        handshakes: &["sequential", "nixl", "aggregated"],
+        handshakes: &["sequential", "nixl", "lmcache", "aggregated"],
         policies: &[
             "round_robin",
             "least_load",

@@ -8,7 +8,7 @@ use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, lmcache, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -19,7 +19,7 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "sequential" | "nixl" => Some(&[Role::Prefill, Role::Decode]),
+        "sequential" | "nixl" | "lmcache" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -34,6 +34,11 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
+    let receivers = match report.is_set("zmq") {
+        true => "zmq.receivers",
+        false => "lmcache.receivers",
+    };
+    lmcache::check(config, receivers, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -45,19 +50,6 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
-        if name == "zmq" {
-            let (message, fix) = match report.is_set("zmq") {
-                false => (
-                    "disaggregated_mode=zmq requires a zmq configuration",
-                    "and it is not supported yet: use nixl or direct",
-                ),
-                true => (
-                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
-                    "use nixl or direct",
-                ),
-            };
-            return report.problem(key, message, fix);
-        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -185,7 +177,7 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
         let message = match config.surface {
-            Surface::Native => "no instances are configured",
+            Surface::Native | Surface::Lmcache => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";

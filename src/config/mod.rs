@@ -9,6 +9,7 @@
 pub mod address;
 pub mod check;
 pub mod legacy;
+pub mod lmcache;
 pub mod load;
 pub mod quantity;
 mod reader;
@@ -55,6 +56,8 @@ pub struct Config {
     pub health_check: HealthCheck,
     pub circuit_breaker: CircuitBreaker,
     pub cores: Cores,
+    /// For the handshake of this name.
+    pub lmcache: lmcache::Lmcache,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
     /// Replaces the client's `Authorization` towards engines, only if set. Env `OPENAI_API_KEY` wins.
@@ -114,6 +117,8 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
+    /// That of LMCache's `disagg_proxy_server`.
+    Lmcache,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -122,6 +127,7 @@ impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
             Surface::Native => "native",
+            Surface::Lmcache => "lmcache",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -344,6 +350,7 @@ impl Default for Config {
             health_check: HealthCheck::default(),
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
+            lmcache: lmcache::Lmcache::default(),
             forward: Vec::new(),
             openai_api_key: None,
             admin_api_key: None,

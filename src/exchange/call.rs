@@ -1,4 +1,4 @@
-//! `call`: a leg whose whole answer is wanted (prefill, encode).
+//! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
 use std::io;
 use std::sync::Arc;
@@ -103,7 +103,11 @@ impl Exchange {
         let began = Instant::now();
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        self.trace.prefill.set(Some(began.elapsed()));
+        let span = match leg.stage {
+            Stage::DecodeHead => &self.trace.decode_head,
+            _ => &self.trace.prefill,
+        };
+        span.set(Some(began.elapsed()));
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }

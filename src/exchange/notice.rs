@@ -17,6 +17,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
@@ -26,6 +28,7 @@ use crate::error::Stage;
 use crate::log;
 use crate::metrics::{self, Counter};
 use crate::net::sweep::SWEEP_EVERY;
+use crate::net::zmq::Pull;
 use crate::shared::Striped;
 use crate::wire::msgpack::{self, Unread};
 
@@ -168,6 +171,33 @@ pub struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.notices.open.take(&self.number);
+    }
+}
+
+/// The socket that notices come to.
+pub struct NoticeSocket {
+    pub notices: Arc<Notices>,
+    pub pull: Pull,
+}
+
+impl NoticeSocket {
+    /// `keep`: no request lasts longer.
+    pub fn bind(host: &str, port: u16, keep: Duration) -> io::Result<NoticeSocket> {
+        let say = |error: io::Error| {
+            let what = format!("cannot take notices on tcp://{host}:{port}: {error}");
+            io::Error::new(error.kind(), what)
+        };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = (bare, port).to_socket_addrs().map_err(say)?;
+        // `localhost` may be an IPv6 address first, where senders that know names try IPv4.
+        let mut addresses: Vec<SocketAddr> = addresses.collect();
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        let address = addresses.first();
+        let address = address.ok_or_else(|| io::Error::other(format!("host {host} has no address")))?;
+        let notices = Notices::new(keep);
+        let told = notices.clone();
+        let pull = Pull::bind(*address, move |message| told.take_in(message)).map_err(say)?;
+        Ok(NoticeSocket { notices, pull })
     }
 }
 

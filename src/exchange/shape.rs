@@ -11,6 +11,11 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     let reason = error.to_string();
     match surface {
         Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
+        // Its own errors have no body that a client could read: where the path is right, ours.
+        Surface::Lmcache => match error.kind {
+            Kind::MethodNotAllowed => detail("Method Not Allowed"),
+            kind => error_body(&reason, kind.class(), kind.status()),
+        },
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -31,7 +36,7 @@ pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
         Surface::Native => error_body(NO_PATH, kind.class(), kind.status()),
-        Surface::Xpyd => detail("Not Found"),
+        Surface::Lmcache | Surface::Xpyd => detail("Not Found"),
     }
 }
 

@@ -7,6 +7,7 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod lmcache;
 mod nixl;
 mod sequential;
 
@@ -15,6 +16,7 @@ use std::io;
 use std::pin::Pin;
 
 use crate::config::{Config, Role};
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Reply, Stop};
 
 /// A script in progress, on one shard.
@@ -23,6 +25,11 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+
+    /// Where other processes tell it of their work, if they do.
+    fn notices(&self) -> Option<&NoticeSocket> {
+        None
+    }
 }
 
 /// A handshake's row.
@@ -36,7 +43,7 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, lmcache::SPEC, aggregated::SPEC];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

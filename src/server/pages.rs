@@ -106,7 +106,7 @@ async fn page(
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {
                 content_type: match surface {
-                    Surface::Native => metrics::CONTENT_TYPE,
+                    Surface::Native | Surface::Lmcache => metrics::CONTENT_TYPE,
                     Surface::Xpyd => metrics::xpyd::CONTENT_TYPE,
                 },
                 ..json(status, body)

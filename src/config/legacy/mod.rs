@@ -9,6 +9,7 @@
 //!   read their arguments with Python's argparse use [`argparse`].
 
 pub mod argparse;
+pub mod lmcache;
 pub mod xpyd;
 
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub struct Program {
     pub migrate: fn(&mut Call) -> Result<Migrated, u8>,
 }
 
-pub static PROGRAMS: &[&Program] = &[&xpyd::PROGRAM, &xpyd::start::PROGRAM];
+pub static PROGRAMS: &[&Program] = &[&lmcache::PROGRAM, &xpyd::PROGRAM, &xpyd::start::PROGRAM];
 
 /// By its subcommand.
 pub fn by_name(name: &str) -> Option<&'static Program> {

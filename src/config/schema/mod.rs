@@ -5,6 +5,16 @@
 //!   `check.rs` (about the finished [`Config`]).
 //! * **To extend:** a section of a handshake is a file here, with a `Section` and its row in [`TOP`].
 
+macro_rules! rows {
+    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
+        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
+    };
+}
+
+mod lmcache;
+
+pub use lmcache::apply_zmq;
+
 use super::address::Address;
 use super::quantity::parse_cpus;
 use super::reader::{At, Report, Row, Section, put, suggest};
@@ -25,8 +35,8 @@ pub struct Draft {
     pub handshake: Option<String>,
     /// The handshake that `disaggregated_mode:` means: only for models with prefill and decode.
     pub mode: Option<&'static str>,
-    /// There is a `zmq` section.
-    pub zmq: bool,
+    /// The `zmq` section.
+    pub zmq: Option<lmcache::Zmq>,
     /// A policy was named, not only an option of one.
     policy_named: bool,
     roundrobin: bool,
@@ -44,11 +54,6 @@ impl Draft {
     }
 }
 
-macro_rules! rows {
-    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
-        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
-    };
-}
 
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
@@ -75,6 +80,7 @@ pub static TOP: Section<Draft> = Section {
         "prefill_failure" => |d, at| put(&mut d.config.prefill_failure, read_prefill_failure(at)),
         "health_check" => |d, at| _ = at.section(&mut d.config.health_check, &HEALTH_CHECK),
         "circuit_breaker" => |d, at| _ = at.section(&mut d.config.circuit_breaker, &CIRCUIT_BREAKER),
+        "lmcache" => |d, at| _ = at.section(&mut d.config.lmcache, &lmcache::LMCACHE),
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
@@ -100,7 +106,7 @@ pub static TOP: Section<Draft> = Section {
             let why = "tokenizer_path has no effect: pdrelay counts prompts without a tokenizer";
             at.warn(why, "remove it");
         },
-        "zmq" => |d, at| d.zmq = !at.is_null(),
+        "zmq" => |d, at| d.zmq = lmcache::read_zmq(at),
     },
 };
 
@@ -324,6 +330,7 @@ pub fn keys() -> Vec<String> {
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
         .chain(of("startup.", &STARTUP))
+        .chain(lmcache::keys())
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
         .chain(of("cache_aware.", &CACHE_AWARE))
         .chain(MODEL_KEYS.iter().map(|key| format!("models.{key}")))
@@ -720,8 +727,12 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native' or 'xpyd'",
-    &[("native", Surface::Native), ("xpyd", Surface::Xpyd)],
+    "'native', 'lmcache' or 'xpyd'",
+    &[
+        ("native", Surface::Native),
+        ("lmcache", Surface::Lmcache),
+        ("xpyd", Surface::Xpyd),
+    ],
 );
 
 const FIRST_TOKENS: (&str, &[(&str, FirstTokenSource)]) = (
@@ -857,8 +868,8 @@ fn above_zero(at: &mut At) -> Option<Duration> {
 
 // --- Handshake and scheduling ---------------------------------------------------------------------
 
-/// The handshake that a mode of the old proxy means. `zmq` is refused by the checks.
-pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "zmq")];
+/// The handshake that a mode of the old proxy means. `zmq` has its own section.
+pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "lmcache")];
 
 fn read_mode(draft: &mut Draft, at: &mut At) {
     let Some(text) = at.text() else { return };
