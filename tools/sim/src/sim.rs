@@ -12,9 +12,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::fault::Fault;
 use crate::ledger::{Ledger, LedgerReport, lock};
-use crate::options::Options;
+use crate::options::{Notices, Options};
 use crate::thread::{Post, run};
 use crate::transcript::{Received, Transcript};
+use crate::transfer::Transfers;
 use crate::world::{Shared, World};
 
 /// Threads settle in well under this, or something is broken.
@@ -56,6 +57,7 @@ impl Sim {
             started: Instant::now(),
             engines,
             ledger,
+            transfers: Transfers::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -134,7 +136,22 @@ impl Sim {
     }
 
     pub fn ledger(&self) -> LedgerReport {
-        self.world.ledger.report(self.world.now())
+        let mut report = self.world.ledger.report(self.world.now());
+        let transfers = &self.world.transfers;
+        report.pushes = transfers.pushes.load(Ordering::Relaxed);
+        report.loaded = transfers.loaded.load(Ordering::Relaxed);
+        report.recomputed = transfers.recomputed.load(Ordering::Relaxed);
+        report
+    }
+
+    /// Where the workers of the prefill engines send LMCache's notices, from now on.
+    pub fn notices_to(&self, address: SocketAddr) {
+        self.world.transfers.connect(&self.world, address);
+    }
+
+    /// What becomes of the transfers and notices of a prefill engine from now on.
+    pub fn set_notices(&self, engine: usize, fault: Notices) {
+        self.world.transfers.set_fault(engine, fault);
     }
 
     /// From now on every request to the engine gets `fault`; `None` ends it.

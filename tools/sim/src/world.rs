@@ -11,6 +11,7 @@ use crate::ledger::{Ledger, lock};
 use crate::options::EngineOptions;
 use crate::text::{hash, mix, push_hex};
 use crate::transcript::Transcript;
+use crate::transfer::Transfers;
 
 pub(crate) struct World {
     pub seed: u64,
@@ -18,6 +19,7 @@ pub(crate) struct World {
     pub started: Instant,
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
+    pub transfers: Transfers,
 }
 
 pub(crate) struct Shared {

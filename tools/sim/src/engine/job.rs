@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::ask::Ask;
 use super::error::ApiError;
+use super::lmcache::Lmcache;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
 use crate::http::head::Head;
 use crate::ledger::{Fetch, GrantName};
@@ -26,6 +27,8 @@ pub(crate) struct Job {
     pub external: u64,
     /// `kv_transfer_params` of the answer, empty for null.
     pub params: Vec<u8>,
+    /// With `KvMode::Lmcache`.
+    lmcache: Lmcache,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
 }
@@ -55,7 +58,11 @@ pub(crate) fn accept(
     let members = &scratch.members;
     let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
     let request_id = head.text(input, head.request_id);
-    let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let lmcache = match options.kv {
+        KvMode::Lmcache => super::lmcache::read(engine, body, members, chat, &mut ask)?,
+        _ => Lmcache::default(),
+    };
     let draw = match options.sampling {
         true => draw(engine, body, members),
         false => 0,
@@ -83,6 +90,7 @@ pub(crate) fn accept(
         wrong_from: ask.prompts.len(),
         external: 0,
         params: Vec::new(),
+        lmcache,
         draw,
         ask,
     })
@@ -186,6 +194,23 @@ impl Job {
             .length(&self.ask.prompts[(choice / self.ask.n) as usize])
     }
 
+    /// Tokens of `choice` that its prompt has already.
+    pub fn lead(&self, choice: u32) -> u32 {
+        self.ask.prompts[(choice / self.ask.n) as usize].lead
+    }
+
+    /// LMCache: looks for the prompt's KV before anything is computed.
+    pub fn look(&mut self, engine: &Engine) {
+        let Some(key) = self.lmcache.look.take() else {
+            return;
+        };
+        if engine.shared().options.role == Role::Decode
+            && engine.world.transfers.load(&engine.world, engine.index, key)
+        {
+            self.external = self.ask.prompt_tokens();
+        }
+    }
+
     pub fn longest(&self) -> u32 {
         (0..self.ask.choices())
             .map(|c| self.length(c).0)
@@ -241,6 +266,10 @@ impl Job {
     /// The prompt is in this engine's KV: hold it for another if asked to.
     pub fn produce(&mut self, engine: &Engine) {
         let (shared, ledger) = (engine.shared(), &engine.world.ledger);
+        if shared.options.kv == KvMode::Lmcache {
+            let prompt = self.ask.prompts[0].hash;
+            return self.lmcache.produce(engine, prompt, &mut self.params);
+        }
         let asked = matches!(self.kv, KvAsk::Produce { .. });
         if !asked && !shared.options.bidirectional {
             return;
