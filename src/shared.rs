@@ -148,7 +148,11 @@ impl<K: Hash + Eq + Clone, V> Striped<K, V> {
 
     pub fn len(&self) -> usize {
         let of = |stripe: &CachePadded<Mutex<Stripe<K, V>>>| {
-            stripe.lock().unwrap_or_else(PoisonError::into_inner).values.len()
+            stripe
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values
+                .len()
         };
         self.stripes.iter().map(of).sum()
     }
@@ -172,7 +176,9 @@ impl<K: Hash + Eq, V> Stripe<K, V> {
                 // Behind a long-lived one stand many that were taken: put it where it cannot hide them.
                 Some(false) => {
                     self.order.retain(|(key, turn)| {
-                        self.values.get(key).is_some_and(|stored| stored.turn == *turn)
+                        self.values
+                            .get(key)
+                            .is_some_and(|stored| stored.turn == *turn)
                     });
                     return;
                 }
@@ -214,7 +220,11 @@ mod tests {
             map.take(&i);
         }
         assert_eq!(map.take(&0), Some(0));
-        let places: usize = map.stripes.iter().map(|s| s.lock().unwrap().order.len()).sum();
+        let places: usize = map
+            .stripes
+            .iter()
+            .map(|s| s.lock().unwrap().order.len())
+            .sum();
         assert!(places <= STRIPES * 18, "{places}");
     }
 }

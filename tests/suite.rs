@@ -33,6 +33,7 @@ mod failures;
 mod first_token;
 mod handshakes;
 mod http;
+mod lmcache;
 mod matrix;
 mod structure;
 mod wire;

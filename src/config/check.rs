@@ -8,7 +8,7 @@ use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, lmcache, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [

@@ -131,7 +131,11 @@ pub(super) fn check(config: &Config, key: &str, report: &mut Report) {
 }
 
 fn ports(receiver: &Receiver) -> impl Iterator<Item = u16> + '_ {
-    let lists = [&receiver.init_ports, &receiver.alloc_ports, &receiver.query_ports];
+    let lists = [
+        &receiver.init_ports,
+        &receiver.alloc_ports,
+        &receiver.query_ports,
+    ];
     lists.into_iter().flatten().copied()
 }
 
@@ -150,9 +154,14 @@ fn fault(receiver: &Receiver) -> Option<String> {
     }
     let query = receiver.query_ports.len();
     if query != 0 && query != init {
-        return Some(format!("query_ports has {query}, but there are {init} ranks"));
+        return Some(format!(
+            "query_ports has {query}, but there are {init} ranks"
+        ));
     }
     let all: Vec<u16> = ports(receiver).collect();
-    let twice = all.iter().enumerate().find(|(i, port)| all[..*i].contains(port));
+    let twice = all
+        .iter()
+        .enumerate()
+        .find(|(i, port)| all[..*i].contains(port));
     twice.map(|(_, port)| format!("port {port} is there twice"))
 }

@@ -245,7 +245,11 @@ fn lmcache_lines(section: &Lmcache) -> Lines {
     lines.wait("notice_timeout", s.notice_timeout, u.notice_timeout);
     lines.put("on_timeout", "error".into(), s.on_timeout != u.on_timeout);
     lines.number("short_prompt", s.short_prompt, u.short_prompt);
-    lines.put("first_token", "decode".into(), s.first_token != u.first_token);
+    lines.put(
+        "first_token",
+        "decode".into(),
+        s.first_token != u.first_token,
+    );
     let chat = match s.chat {
         Chat::Auto => "auto",
         Chat::Native => "native",
@@ -269,7 +273,11 @@ fn lmcache_lines(section: &Lmcache) -> Lines {
         if !receiver.query_ports.is_empty() {
             item += &format!(", query_ports: {:?}", receiver.query_ports);
         }
-        lines.put(&format!("  {}", quoted(&address.to_string())), format!("{{{item}}}"), true);
+        lines.put(
+            &format!("  {}", quoted(&address.to_string())),
+            format!("{{{item}}}"),
+            true,
+        );
     }
     lines
 }

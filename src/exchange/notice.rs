@@ -74,7 +74,10 @@ impl Notices {
         let nanos = since.map_or(0, |d| d.as_nanos() as u64);
         Arc::new(Notices {
             // Two processes of one moment differ in their number.
-            epoch: format!("{:x}", nanos ^ u64::from(std::process::id()) << 40 ^ next_start() << 56),
+            epoch: format!(
+                "{:x}",
+                nanos ^ u64::from(std::process::id()) << 40 ^ next_start() << 56
+            ),
             next: AtomicU64::new(1),
             open: Striped::new(OPEN_MAX, keep),
             bell: OnceLock::new(),
@@ -138,7 +141,11 @@ impl Notices {
         match ring {
             None => one(&self.seen.unknown),
             Some(ring) => {
-                one(if failed { &self.seen.failed } else { &self.seen.counted });
+                one(if failed {
+                    &self.seen.failed
+                } else {
+                    &self.seen.counted
+                });
                 if ring && let Some(bell) = self.bell.get() {
                     bell(shard, number);
                 }
@@ -193,7 +200,8 @@ impl NoticeSocket {
         let mut addresses: Vec<SocketAddr> = addresses.collect();
         addresses.sort_by_key(SocketAddr::is_ipv6);
         let address = addresses.first();
-        let address = address.ok_or_else(|| io::Error::other(format!("host {host} has no address")))?;
+        let address =
+            address.ok_or_else(|| io::Error::other(format!("host {host} has no address")))?;
         let notices = Notices::new(keep);
         let told = notices.clone();
         let pull = Pull::bind(*address, move |message| told.take_in(message)).map_err(say)?;
@@ -232,7 +240,9 @@ impl Exchange {
         limit: Duration,
     ) -> Result<Came, Stop> {
         let began = Instant::now();
-        let came = self.await_notices(ticket, wanted as u32, began, limit).await;
+        let came = self
+            .await_notices(ticket, wanted as u32, began, limit)
+            .await;
         self.tools.waiters.0.borrow_mut().remove(&ticket.number);
         let came = came?;
         let span = metrics::Span::Notices;
@@ -270,7 +280,11 @@ impl Exchange {
             let mut nap = std::pin::pin!(nap);
             poll_fn(|cx| {
                 let waker = cx.waker().clone();
-                self.tools.waiters.0.borrow_mut().insert(ticket.number, waker);
+                self.tools
+                    .waiters
+                    .0
+                    .borrow_mut()
+                    .insert(ticket.number, waker);
                 // Now that the waker is there: what came before has rung for nobody.
                 if ticket.look(wanted).is_some() {
                     return Poll::Ready(());
@@ -299,6 +313,9 @@ impl Ticket {
     }
 
     fn came(&self) -> u32 {
-        self.notices.open.with(&self.number, |open| open.came).unwrap_or(0)
+        self.notices
+            .open
+            .with(&self.number, |open| open.came)
+            .unwrap_or(0)
     }
 }

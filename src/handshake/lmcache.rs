@@ -75,7 +75,9 @@ fn build(config: &Config) -> io::Result<Box<dyn Handshake>> {
     let section = config.lmcache.clone();
     let socket = match section.variant {
         Variant::Notified if section.receivers.is_empty() => {
-            return Err(io::Error::other("lmcache.receivers names no decode instance"));
+            return Err(io::Error::other(
+                "lmcache.receivers names no decode instance",
+            ));
         }
         Variant::Notified => {
             let keep = config.timeouts.request + section.notice_timeout;
@@ -137,7 +139,9 @@ impl Lmcache {
                 let told = opened.is_good_event_stream().then_some(told as _);
                 reply.relay_through(x, opened, told).await
             }
-            Next::Go(decode, leg, opening) => Box::pin(whole(x, reply, decode, leg, &opening)).await,
+            Next::Go(decode, leg, opening) => {
+                Box::pin(whole(x, reply, decode, leg, &opening)).await
+            }
             Next::Done(answer, ask) => Box::pin(prefill_alone(x, reply, answer, ask, stream)).await,
         }
     }
@@ -150,7 +154,11 @@ impl Lmcache {
         };
         if alone.is_some() || x.skip_prefill() {
             alone.map(|why| x.tools.metrics.inc(Counter::prefill_skipped(why)));
-            return Ok(Next::Pass(x.pick(Role::Decode)?, self.decode_leg(None), First::Decode));
+            return Ok(Next::Pass(
+                x.pick(Role::Decode)?,
+                self.decode_leg(None),
+                First::Decode,
+            ));
         }
         let (prefill, decode) = self.pick(x, &request)?;
         let transfer = match self.transfer(x, &decode) {
@@ -163,15 +171,29 @@ impl Lmcache {
         if !request.path().ends_with("/chat/completions") {
             let continues = self.section.first_token == FirstTokenSource::Prefill
                 && self.section.variant != Variant::Plain
-                && wire::continues(request.body(), &request.object, request.summary.prompts, false)
-                    .is_some();
+                && wire::continues(
+                    request.body(),
+                    &request.object,
+                    request.summary.prompts,
+                    false,
+                )
+                .is_some();
             return match continues {
-                true => self.by_tokens(x, &request, prefill, decode, transfer, false).await,
-                false => self.by_same(x, prefill, decode, transfer).await.map_err(|(stop, ..)| stop),
+                true => {
+                    self.by_tokens(x, &request, prefill, decode, transfer, false)
+                        .await
+                }
+                false => self
+                    .by_same(x, prefill, decode, transfer)
+                    .await
+                    .map_err(|(stop, ..)| stop),
             };
         }
         match self.section.chat {
-            Chat::Completions => self.by_tokens(x, &request, prefill, decode, transfer, true).await,
+            Chat::Completions => {
+                self.by_tokens(x, &request, prefill, decode, transfer, true)
+                    .await
+            }
             Chat::Render => self.by_render(x, &request, prefill, decode, transfer).await,
             Chat::Native | Chat::Auto => {
                 let at = prefill.instance().index;
@@ -181,7 +203,8 @@ impl Lmcache {
                         if self.section.chat == Chat::Auto && no_chat(&answer) =>
                     {
                         let prefill = x.pick_again(Role::Prefill, Some(at))?;
-                        self.by_tokens(x, &request, prefill, decode, transfer, true).await
+                        self.by_tokens(x, &request, prefill, decode, transfer, true)
+                            .await
                     }
                     Err((stop, _)) => Err(stop),
                 }
@@ -216,7 +239,10 @@ impl Lmcache {
         let instance = decode.instance();
         let Some(receiver) = self.section.receivers.get(&instance.address) else {
             log::limited_for("no_receiver", &instance.name, log::Level::Warning, || {
-                format!("decode {} is not in lmcache.receivers: it computes by itself", instance.name)
+                format!(
+                    "decode {} is not in lmcache.receivers: it computes by itself",
+                    instance.name
+                )
             });
             return None;
         };
@@ -244,7 +270,9 @@ impl Lmcache {
             Err(stop) => return Err((stop, Some((decode, transfer)))),
         };
         let first = plan.read(x, &answer);
-        self.arrived(x, &transfer, &answer).await.map_err(|stop| (stop, None))?;
+        self.arrived(x, &transfer, &answer)
+            .await
+            .map_err(|stop| (stop, None))?;
         let mut leg = self.decode_leg(transfer.as_ref());
         plan.seed(&mut leg);
         Ok(Next::Pass(decode, leg, first))
@@ -271,7 +299,11 @@ impl Lmcache {
         leg.pieces = Some(vec![Piece::Own(prefill_body(request, &tokens, &transfer))]);
         let answer = x.call(prefill, leg).await?;
         self.arrived(x, &transfer, &answer).await?;
-        Ok(Next::Pass(decode, self.decode_leg(transfer.as_ref()), First::Decode))
+        Ok(Next::Pass(
+            decode,
+            self.decode_leg(transfer.as_ref()),
+            First::Decode,
+        ))
     }
 
     /// Tokens to both, on the completions path; D goes on from P's token if it can.
@@ -304,7 +336,8 @@ impl Lmcache {
 
         let mut leg = x.prefill_leg();
         leg.path = Some(COMPLETIONS.into());
-        leg.edits.retain(|edit| !matches!(edit, Edit::Replace("max_completion_tokens", _)));
+        leg.edits
+            .retain(|edit| !matches!(edit, Edit::Replace("max_completion_tokens", _)));
         leg.edits.push(Edit::Remove("stream_options"));
         set_prompt(&mut leg, &tokens, None);
         set_params(&mut leg, &transfer, ask.is_some());
@@ -322,7 +355,9 @@ impl Lmcache {
         let stop = object.get(body, "stop");
         let token = token.filter(|token| ask.is_some() && token.whole(stop));
         let token = token.zip(wire::first_tok(said, index));
-        let choices = openai::count(object.get(body, "n")).unwrap_or(1).clamp(1, 1024) as u32;
+        let choices = openai::count(object.get(body, "n"))
+            .unwrap_or(1)
+            .clamp(1, 1024) as u32;
         let opening = Opening::of(said, index, chat, token.as_ref().map(|(t, _)| t), choices);
 
         let mut leg = self.decode_leg(transfer.as_ref());
@@ -331,7 +366,10 @@ impl Lmcache {
         set_prompt(&mut leg, &tokens, token.as_ref().map(|(_, id)| *id));
         if let Some(limit) = limit.filter(|_| chat || token.is_some()) {
             let left = limit.saturating_sub(u64::from(token.is_some()));
-            leg.edits.push(Edit::Set("max_tokens", Cow::Owned(left.to_string().into_bytes())));
+            leg.edits.push(Edit::Set(
+                "max_tokens",
+                Cow::Owned(left.to_string().into_bytes()),
+            ));
         }
         match chat || token.is_some() {
             true => Ok(Next::Go(decode, leg, Box::new(opening))),
@@ -348,12 +386,18 @@ impl Lmcache {
         decode: &Picked,
         chat: bool,
     ) -> Result<(Tokens, Option<u64>), Stop> {
-        let prompt = request.object.get(request.body(), "prompt").filter(|_| !chat);
+        let prompt = request
+            .object
+            .get(request.body(), "prompt")
+            .filter(|_| !chat);
         if let Some(tokens) = prompt.and_then(Tokens::of) {
             return Ok((tokens, None));
         }
         // Both roles can, and each takes its share.
-        let (p, d) = (x.members(Role::Prefill).len(), x.members(Role::Decode).len());
+        let (p, d) = (
+            x.members(Role::Prefill).len(),
+            x.members(Role::Decode).len(),
+        );
         let turn = self.turns.fetch_add(1, Ordering::Relaxed) as usize;
         let (role, near) = match turn % (p + d).max(1) < p {
             true => (Role::Prefill, prefill),
@@ -364,7 +408,9 @@ impl Lmcache {
         let body = wire::tokenize_body(request.body(), &request.object, chat);
         leg.pieces = Some(vec![Piece::Own(body)]);
         leg.plain_answer = true;
-        let answer = x.call(x.pick_again(role, Some(near.instance().index))?, leg).await?;
+        let answer = x
+            .call(x.pick_again(role, Some(near.instance().index))?, leg)
+            .await?;
         let context = wire::whole_number(answer.body(), answer.object(), "max_model_len");
         Ok((tokens_of(&answer)?, context))
     }
@@ -381,12 +427,17 @@ impl Lmcache {
         };
         let tokens = openai::prompt_tokens(answer.body(), answer.object());
         if tokens.is_some_and(|n| n < self.section.short_prompt.into()) {
-            x.tools.metrics.inc(Counter::notice_waits(NoticeWait::Short));
+            x.tools
+                .metrics
+                .inc(Counter::notice_waits(NoticeWait::Short));
             return Ok(());
         }
         let wanted = receiver.ranks();
         let name = &answer.instance.name;
-        match x.wait_notices(ticket, wanted, self.section.notice_timeout).await? {
+        match x
+            .wait_notices(ticket, wanted, self.section.notice_timeout)
+            .await?
+        {
             Came::All => self.ranks.all(),
             Came::Failed => log::limited_for("transfer", name, log::Level::Warning, || {
                 format!("prefill {name} could not transfer its KV: decode computes by itself")
@@ -394,7 +445,9 @@ impl Lmcache {
             Came::Late(came) => {
                 self.ranks.late(came, wanted);
                 log::limited_for("no_notice", name, log::Level::Warning, || {
-                    format!("{came} of {wanted} notices of prefill {name} came within lmcache.notice_timeout")
+                    format!(
+                        "{came} of {wanted} notices of prefill {name} came within lmcache.notice_timeout"
+                    )
                 });
                 if self.section.on_timeout == OnTimeout::Error {
                     let what = format!("Timed out waiting for ZMQ notification {}", ticket.id);
@@ -410,13 +463,14 @@ impl Lmcache {
         let mut leg = Leg::new(Stage::DecodeHead);
         // With its KV pushed to this one, another one had to compute it all: rather the whole again.
         leg.alone = transfer.is_some();
-        leg.edits.push(match transfer.filter(|_| self.section.handoff_id) {
-            Some(Transfer { ticket, .. }) => {
-                let params = format!(r#"{{"lmcache.pd_handoff_id":"{}"}}"#, ticket.id);
-                Edit::Set(KV_PARAMS, Cow::Owned(params.into_bytes()))
-            }
-            None => Edit::Remove(KV_PARAMS),
-        });
+        leg.edits
+            .push(match transfer.filter(|_| self.section.handoff_id) {
+                Some(Transfer { ticket, .. }) => {
+                    let params = format!(r#"{{"lmcache.pd_handoff_id":"{}"}}"#, ticket.id);
+                    Edit::Set(KV_PARAMS, Cow::Owned(params.into_bytes()))
+                }
+                None => Edit::Remove(KV_PARAMS),
+            });
         leg
     }
 }
@@ -451,9 +505,12 @@ fn tokens_of(answer: &Answer) -> Result<Tokens, Stop> {
 
 /// Tells P that its first token is wanted, and where its KV is.
 fn set_params(leg: &mut Leg, transfer: &Option<Transfer>, first_token: bool) {
-    let to = transfer.as_ref().map(|t| (t.ticket.id.as_str(), &t.receiver));
+    let to = transfer
+        .as_ref()
+        .map(|t| (t.ticket.id.as_str(), &t.receiver));
     if first_token || to.is_some() {
-        leg.edits.retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
+        leg.edits
+            .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
         let params = wire::params(first_token, to);
         leg.edits.push(Edit::Set(KV_PARAMS, Cow::Owned(params)));
     }
@@ -461,16 +518,21 @@ fn set_params(leg: &mut Leg, transfer: &Option<Transfer>, first_token: bool) {
 
 fn set_prompt(leg: &mut Leg, tokens: &Tokens, more: Option<u64>) {
     leg.edits.extend(wire::CHAT_ONLY.map(Edit::Remove));
-    leg.edits.push(Edit::Set("prompt", Cow::Owned(tokens.prompt(more))));
+    leg.edits
+        .push(Edit::Set("prompt", Cow::Owned(tokens.prompt(more))));
 }
 
 /// A prefill of these tokens, with what of a chat decides where its KV belongs.
 fn prefill_body(request: &Request, tokens: &Tokens, transfer: &Option<Transfer>) -> Vec<u8> {
-    let to = transfer.as_ref().map(|t| (t.ticket.id.as_str(), &t.receiver));
-    let kept = ["model", "cache_salt", "priority"].into_iter().filter_map(|key| {
-        let value = request.object.get(request.body(), key)?;
-        Some((key, value.to_vec()))
-    });
+    let to = transfer
+        .as_ref()
+        .map(|t| (t.ticket.id.as_str(), &t.receiver));
+    let kept = ["model", "cache_salt", "priority"]
+        .into_iter()
+        .filter_map(|key| {
+            let value = request.object.get(request.body(), key)?;
+            Some((key, value.to_vec()))
+        });
     let prompt = [("prompt", tokens.prompt(None))];
     let params = to.map(|to| (KV_PARAMS, wire::params(false, Some(to))));
     openai::one_token(kept.chain(prompt).chain(params))

@@ -43,7 +43,12 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, lmcache::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[
+    sequential::SPEC,
+    nixl::SPEC,
+    lmcache::SPEC,
+    aggregated::SPEC,
+];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

@@ -41,10 +41,7 @@ pub struct Pull {
 
 impl Pull {
     /// Binds, and gives each message to `message` from now on.
-    pub fn bind(
-        address: SocketAddr,
-        message: impl Fn(&[u8]) + Send + 'static,
-    ) -> io::Result<Pull> {
+    pub fn bind(address: SocketAddr, message: impl Fn(&[u8]) + Send + 'static) -> io::Result<Pull> {
         let domain = socket2::Domain::for_address(address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -126,12 +123,7 @@ async fn accept<M: Fn(&[u8]) + 'static>(
     }
 }
 
-async fn serve<M: Fn(&[u8]) + 'static>(
-    fd: OwnedFd,
-    open: Open,
-    peers: Arc<Peers>,
-    message: Rc<M>,
-) {
+async fn serve<M: Fn(&[u8]) + 'static>(fd: OwnedFd, open: Open, peers: Arc<Peers>, message: Rc<M>) {
     let Ok(stream) = Stream::from_tcp(fd, Driver::Epoll) else {
         return;
     };

@@ -214,7 +214,10 @@ impl Server {
 
     /// Where notices are taken, if the handshake has any.
     pub fn notices(&self) -> Option<SocketAddr> {
-        self.shared.handshake.notices().map(|socket| socket.pull.address)
+        self.shared
+            .handshake
+            .notices()
+            .map(|socket| socket.pull.address)
     }
 
     fn stop(&mut self) {

@@ -47,10 +47,16 @@ impl Opening {
         let id = member("id").filter(|id| id.starts_with(b"\""));
         Opening {
             chat,
-            id: if chat { id.map(|id| transcode::chat_id(&id)) } else { id },
+            id: if chat {
+                id.map(|id| transcode::chat_id(&id))
+            } else {
+                id
+            },
             created: member("created"),
             model: member("model"),
-            text: token.map_or(String::new(), |t| String::from_utf8_lossy(t.raw).into_owned()),
+            text: token.map_or(String::new(), |t| {
+                String::from_utf8_lossy(t.raw).into_owned()
+            }),
             choices,
         }
     }
@@ -93,7 +99,11 @@ impl Opening {
         self.put_members(out, |_| None);
         out.extend_from_slice(br#""choices":["#);
         choice(out);
-        let end: &[u8] = if self.chat { b"]}\n\n" } else { b"],\"usage\":null}\n\n" };
+        let end: &[u8] = if self.chat {
+            b"]}\n\n"
+        } else {
+            b"],\"usage\":null}\n\n"
+        };
         out.extend_from_slice(end);
     }
 
@@ -103,7 +113,11 @@ impl Opening {
             true => br#""chat.completion.chunk""#,
             false => br#""text_completion""#,
         };
-        let said = [("id", &self.id), ("created", &self.created), ("model", &self.model)];
+        let said = [
+            ("id", &self.id),
+            ("created", &self.created),
+            ("model", &self.model),
+        ];
         for (i, (key, value)) in said.into_iter().enumerate() {
             if let Some(value) = value.as_deref().or_else(|| other(key)) {
                 transcode::put_member(out, key, value);

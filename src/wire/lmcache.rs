@@ -119,7 +119,10 @@ pub fn lost_without_chat(body: &[u8], object: &Object) -> Option<&'static str> {
     ];
     let set = |key: &&&str| {
         let value = object.get(body, key).unwrap_or(b"null");
-        !matches!(value, b"null" | b"false" | b"[]" | b"0" | br#"{"type":"text"}"#)
+        !matches!(
+            value,
+            b"null" | b"false" | b"[]" | b"0" | br#"{"type":"text"}"#
+        )
     };
     if let Some(key) = LOST.iter().find(set) {
         return Some(key);
@@ -148,7 +151,11 @@ pub fn tokenize_body(body: &[u8], object: &Object, chat: bool) -> Vec<u8> {
         "continue_final_message",
         "add_special_tokens",
     ];
-    let keys: &[&str] = if chat { &CHAT } else { &["prompt", "add_special_tokens"] };
+    let keys: &[&str] = if chat {
+        &CHAT
+    } else {
+        &["prompt", "add_special_tokens"]
+    };
     let mut out = b"{".to_vec();
     for key in keys {
         let Some(value) = object.get(body, key).filter(|v| *v != b"null") else {

@@ -82,7 +82,11 @@ impl<'a> Rest<'a> {
     /// A length of `n` bytes, big end first.
     fn length(&mut self, n: usize) -> Option<usize> {
         let bytes = self.take(n)?;
-        Some(bytes.iter().fold(0, |length, b| length << 8 | usize::from(*b)))
+        Some(
+            bytes
+                .iter()
+                .fold(0, |length, b| length << 8 | usize::from(*b)),
+        )
     }
 
     fn map_size(&mut self) -> Option<usize> {
@@ -136,7 +140,11 @@ impl<'a> Rest<'a> {
             0xcc | 0xd0 => 1,
             0xcd | 0xd1 => 2,
             0xd4..=0xd8 => 1 + (1 << (byte - 0xd4)),
-            0xdc | 0xdd => return self.length(if byte == 0xdc { 2 } else { 4 }).map(One::Inner),
+            0xdc | 0xdd => {
+                return self
+                    .length(if byte == 0xdc { 2 } else { 4 })
+                    .map(One::Inner);
+            }
             0xde | 0xdf => {
                 let pairs = self.length(if byte == 0xde { 2 } else { 4 })?;
                 return pairs.checked_mul(2).map(One::Inner);

@@ -153,7 +153,9 @@ impl Frame {
         }
         let (head, length) = match (flags & LONG != 0, bytes.get(1), bytes.get(1..9)) {
             (false, Some(length), _) => (2, u64::from(*length)),
-            (true, _, Some(length)) => (9, u64::from_be_bytes(length.try_into().unwrap_or_default())),
+            (true, _, Some(length)) => {
+                (9, u64::from_be_bytes(length.try_into().unwrap_or_default()))
+            }
             _ => return Ok(None),
         };
         if length > FRAME_MAX as u64 {

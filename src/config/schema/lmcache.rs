@@ -22,7 +22,10 @@ const VARIANTS: (&str, &[(&str, Variant)]) = (
 
 const ON_TIMEOUT: (&str, &[(&str, OnTimeout)]) = (
     "'recompute' or 'error'",
-    &[("recompute", OnTimeout::Recompute), ("error", OnTimeout::Error)],
+    &[
+        ("recompute", OnTimeout::Recompute),
+        ("error", OnTimeout::Error),
+    ],
 );
 
 const CHATS: (&str, &[(&str, Chat)]) = (
@@ -57,7 +60,10 @@ fn read_field_name(at: &mut At) -> Option<String> {
     let text = at.text()?;
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if text.is_empty() || !text.bytes().all(token) {
-        let message = format!("{} must be the name of a header field, got '{text}'", at.name());
+        let message = format!(
+            "{} must be the name of a header field, got '{text}'",
+            at.name()
+        );
         at.fail(message, "write it like session-id");
         return None;
     }
@@ -95,7 +101,9 @@ fn read_receiver_host(at: &mut At) -> Option<String> {
 
 fn read_ports(at: &mut At) -> Vec<u16> {
     let mut ports = Vec::new();
-    at.each("a list of ports", |at| ports.extend(at.integer(1..=u16::MAX)));
+    at.each("a list of ports", |at| {
+        ports.extend(at.integer(1..=u16::MAX))
+    });
     ports
 }
 
@@ -114,7 +122,10 @@ fn read_receivers(at: &mut At, strict: &mut Vec<String>) -> BTreeMap<Address, Re
         let address = match Address::parse_url(key) {
             Ok(address) => address,
             Err(why) => {
-                at.fail(why, "a receiver is written below the address of its decode instance");
+                at.fail(
+                    why,
+                    "a receiver is written below the address of its decode instance",
+                );
                 continue;
             }
         };
@@ -202,7 +213,15 @@ pub fn apply_zmq(zmq: Option<Zmq>, config: &mut Config, report: &mut Report) {
 
 /// All keys of the section in `configs/reference.yaml`.
 pub fn keys() -> impl Iterator<Item = String> {
-    let rows = LMCACHE.rows.iter().map(|row| format!("lmcache.{}", row.name));
+    let rows = LMCACHE
+        .rows
+        .iter()
+        .map(|row| format!("lmcache.{}", row.name));
     rows.chain(ZMQ.rows.iter().map(|row| format!("zmq.{}", row.name)))
-        .chain(RECEIVER.rows.iter().map(|row| format!("zmq.receivers.{}", row.name)))
+        .chain(
+            RECEIVER
+                .rows
+                .iter()
+                .map(|row| format!("zmq.receivers.{}", row.name)),
+        )
 }

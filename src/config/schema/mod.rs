@@ -54,7 +54,6 @@ impl Draft {
     }
 }
 
-
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
     rows: rows! {
@@ -869,7 +868,11 @@ fn above_zero(at: &mut At) -> Option<Duration> {
 // --- Handshake and scheduling ---------------------------------------------------------------------
 
 /// The handshake that a mode of the old proxy means. `zmq` has its own section.
-pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "lmcache")];
+pub const MODES: [(&str, &str); 3] = [
+    ("direct", "sequential"),
+    ("nixl", "nixl"),
+    ("zmq", "lmcache"),
+];
 
 fn read_mode(draft: &mut Draft, at: &mut At) {
     let Some(text) = at.text() else { return };

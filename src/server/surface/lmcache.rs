@@ -19,8 +19,16 @@ const GET: &str = "GET, HEAD";
 
 /// The first two are its own; the others are ours.
 const ROWS: &[Row] = &[
-    row("/v1/completions", "POST", Route::Generate(Endpoint::Completions)),
-    row("/v1/chat/completions", "POST", Route::Generate(Endpoint::Chat)),
+    row(
+        "/v1/completions",
+        "POST",
+        Route::Generate(Endpoint::Completions),
+    ),
+    row(
+        "/v1/chat/completions",
+        "POST",
+        Route::Generate(Endpoint::Chat),
+    ),
     row("/health", GET, Route::Health),
     row("/ready", GET, Route::Ready),
     row("/metrics", GET, Route::Metrics),
@@ -64,7 +72,10 @@ mod tests {
                 _ => (Method::Get, Method::Post),
             };
             assert_eq!(route(right, row.path, &[]), row.route);
-            assert_eq!(route(wrong, row.path, &[]), Route::MethodNotAllowed(row.allow));
+            assert_eq!(
+                route(wrong, row.path, &[]),
+                Route::MethodNotAllowed(row.allow)
+            );
         }
         for path in ["/", "/tokenize", "/v1/embeddings", "/admin/instances"] {
             assert_eq!(route(Method::Post, path, &[]), Route::NotFound, "{path}");

@@ -21,10 +21,7 @@ pub(crate) struct Letter {
 pub(crate) type Outbox = mpsc::Sender<Letter>;
 
 /// `wrong` is told what the other end does against the protocol.
-pub(crate) fn start(
-    to: SocketAddr,
-    wrong: impl Fn(String) + Send + 'static,
-) -> io::Result<Outbox> {
+pub(crate) fn start(to: SocketAddr, wrong: impl Fn(String) + Send + 'static) -> io::Result<Outbox> {
     let (outbox, letters) = mpsc::channel::<Letter>();
     let run = move || {
         let mut open: Option<TcpStream> = None;
@@ -61,7 +58,9 @@ pub(crate) fn start(
             }
         }
     };
-    std::thread::Builder::new().name("pdsim-push".into()).spawn(run)?;
+    std::thread::Builder::new()
+        .name("pdsim-push".into())
+        .spawn(run)?;
     Ok(outbox)
 }
 

@@ -106,7 +106,9 @@ impl Transfers {
             };
         let outboxes = lock(&self.outboxes);
         let Some(outboxes) = outboxes.get(&engine) else {
-            world.ledger.violation(|| format!("engine {engine}: nobody to send notices to"));
+            world
+                .ledger
+                .violation(|| format!("engine {engine}: nobody to send notices to"));
             return;
         };
         for outbox in &outboxes[..senders as usize] {
@@ -119,7 +121,9 @@ impl Transfers {
             };
             let mut letters = match fault {
                 Notices::Silent => Vec::new(),
-                Notices::Failed => vec![message("ProxyNotif", &format!("{}::error", order.request))],
+                Notices::Failed => {
+                    vec![message("ProxyNotif", &format!("{}::error", order.request))]
+                }
                 Notices::Twice => vec![message("ProxyNotif", &order.request); 2],
                 Notices::Foreign => vec![
                     message("ProxyNotif", "1"),
@@ -158,7 +162,9 @@ impl Transfers {
             Some(pushed) => {
                 let (arrived, ranks) = (pushed.arrived, pushed.ranks);
                 world.ledger.violation(|| {
-                    format!("engine {engine}: asked when the KV of {arrived} of {ranks} ranks was there")
+                    format!(
+                        "engine {engine}: asked when the KV of {arrived} of {ranks} ranks was there"
+                    )
                 });
             }
             None => {}

@@ -42,18 +42,62 @@ static PROXY: Parser = Parser {
     words: "",
     about: "LMCache's disaggregated prefill proxy on pdrelay.",
     flags: &[
-        flag(&["--host"], "HOST", "address to listen on (default localhost)"),
+        flag(
+            &["--host"],
+            "HOST",
+            "address to listen on (default localhost)",
+        ),
         flag(&["--port"], "PORT", "port to listen on (default 8000)"),
-        flag(&["--prefiller-host"], "HOSTS", "comma-separated (default localhost)"),
-        flag(&["--prefiller-port"], "PORTS", "comma-separated (default 8100)"),
-        flag(&["--num-prefillers"], "N", "with one host and one port: on so many ports from there on"),
-        flag(&["--decoder-host"], "HOSTS", "comma-separated (default localhost)"),
-        flag(&["--decoder-port"], "PORTS", "comma-separated (default 8200)"),
-        flag(&["--num-decoders"], "N", "with one host and one port: on so many ports from there on"),
-        flag(&["--decoder-init-port"], "PORTS", "one per rank of a decoder (default 8300)"),
-        flag(&["--decoder-alloc-port"], "PORTS", "one per rank of a decoder (default 8400)"),
-        flag(&["--proxy-host"], "HOST", "where prefillers send their notices (default localhost)"),
-        flag(&["--proxy-port"], "PORT", "where prefillers send their notices (default 8500)"),
+        flag(
+            &["--prefiller-host"],
+            "HOSTS",
+            "comma-separated (default localhost)",
+        ),
+        flag(
+            &["--prefiller-port"],
+            "PORTS",
+            "comma-separated (default 8100)",
+        ),
+        flag(
+            &["--num-prefillers"],
+            "N",
+            "with one host and one port: on so many ports from there on",
+        ),
+        flag(
+            &["--decoder-host"],
+            "HOSTS",
+            "comma-separated (default localhost)",
+        ),
+        flag(
+            &["--decoder-port"],
+            "PORTS",
+            "comma-separated (default 8200)",
+        ),
+        flag(
+            &["--num-decoders"],
+            "N",
+            "with one host and one port: on so many ports from there on",
+        ),
+        flag(
+            &["--decoder-init-port"],
+            "PORTS",
+            "one per rank of a decoder (default 8300)",
+        ),
+        flag(
+            &["--decoder-alloc-port"],
+            "PORTS",
+            "one per rank of a decoder (default 8400)",
+        ),
+        flag(
+            &["--proxy-host"],
+            "HOST",
+            "where prefillers send their notices (default localhost)",
+        ),
+        flag(
+            &["--proxy-port"],
+            "PORT",
+            "where prefillers send their notices (default 8500)",
+        ),
         flag(
             &["--variant"],
             "{notified,first_token,plain}",
@@ -87,7 +131,8 @@ fn run(call: &mut Call) -> Outcome {
             log: None,
         })),
         Err(problems) => {
-            call.terminal.err(&format!("disagg_proxy_server: {problems}\n"));
+            call.terminal
+                .err(&format!("disagg_proxy_server: {problems}\n"));
             Outcome::Exit(1)
         }
     }
@@ -102,7 +147,8 @@ fn migrate(call: &mut Call) -> Result<Migrated, u8> {
             notes: notes(),
         }),
         Err(problems) => {
-            call.terminal.err(&format!("disagg_proxy_server: {problems}\n"));
+            call.terminal
+                .err(&format!("disagg_proxy_server: {problems}\n"));
             Err(1)
         }
     }
@@ -118,10 +164,12 @@ fn read(call: &mut Call) -> Result<Translated, u8> {
     let bound = (call.env)("CLIENT_BOUND").is_some_and(|v| v.trim().eq_ignore_ascii_case("true"));
     let key = (call.env)("CLIENT_BOUND_KEY").filter(|key| !key.trim().is_empty());
     let key = bound.then(|| key.map_or("session-id".into(), |key| key.trim().to_ascii_lowercase()));
-    given.and_then(|given| translate(&given, key)).map_err(|why| {
-        call.terminal.err(&PROXY.refusal(&why));
-        2
-    })
+    given
+        .and_then(|given| translate(&given, key))
+        .map_err(|why| {
+            call.terminal.err(&PROXY.refusal(&why));
+            2
+        })
 }
 
 /// A command line as defaults and what stands over them.
@@ -140,8 +188,20 @@ fn load_over(translated: &Translated, known: &Known, env: Env) -> Result<Loaded,
 
 /// The error is the sentence to show.
 fn translate(given: &Given, bound_by: Option<String>) -> Result<Translated, String> {
-    let prefill = pairs(given, "--prefiller-host", "--prefiller-port", 8100, "--num-prefillers")?;
-    let decode = pairs(given, "--decoder-host", "--decoder-port", 8200, "--num-decoders")?;
+    let prefill = pairs(
+        given,
+        "--prefiller-host",
+        "--prefiller-port",
+        8100,
+        "--num-prefillers",
+    )?;
+    let decode = pairs(
+        given,
+        "--decoder-host",
+        "--decoder-port",
+        8200,
+        "--num-decoders",
+    )?;
     let variant = match given.one("--variant") {
         Some("first_token") => Variant::FirstToken,
         Some("plain") => Variant::Plain,
@@ -246,14 +306,18 @@ fn ports(given: &Given, name: &str, usual: u16) -> Result<Vec<u16>, String> {
     };
     let port = |text: &str| match u16::try_from(whole(name, text)?) {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(refuse(name, &format!("port must be between 1 and 65535, got {}", text.trim()))),
+        _ => Err(refuse(
+            name,
+            &format!("port must be between 1 and 65535, got {}", text.trim()),
+        )),
     };
     list.split(',').map(port).collect()
 }
 
 fn whole(name: &str, text: &str) -> Result<usize, String> {
     let text = text.trim();
-    text.parse().map_err(|_| refuse(name, &format!("invalid int value: '{text}'")))
+    text.parse()
+        .map_err(|_| refuse(name, &format!("invalid int value: '{text}'")))
 }
 
 /// As argparse calls a mistake with a flag.

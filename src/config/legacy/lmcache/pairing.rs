@@ -58,7 +58,11 @@ mod tests {
         assert_eq!(of("a", &[1, 5], 3).unwrap(), "a:1 a:5 false");
         assert_eq!(of("a,b", &[1], 3).unwrap(), "a:1 b:1 false");
         assert_eq!(of("a,b", &[1, 2], 3).unwrap(), "a:1 b:2 false");
-        assert!(of("a,b", &[1, 2, 3], 1).unwrap_err().contains("cannot be paired"));
+        assert!(
+            of("a,b", &[1, 2, 3], 1)
+                .unwrap_err()
+                .contains("cannot be paired")
+        );
         assert!(of("a", &[65_535], 2).is_err() && of("a", &[1], 0).is_err());
     }
 }

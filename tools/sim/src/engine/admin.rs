@@ -34,8 +34,17 @@ pub(crate) fn answer(engine: &Engine, request: &Request, path: &[u8]) -> Fixed {
             ..json(304, "")
         },
         b"/v1/sim/echo" if post => echo(request),
-        b"/tokenize" | b"/detokenize" | b"/v1/chat/completions/render" | b"/v1/embeddings" | b"/pooling" | b"/score"
-        | b"/v1/score" | b"/rerank" | b"/v1/rerank" | b"/v2/rerank" | b"/classify"
+        b"/tokenize"
+        | b"/detokenize"
+        | b"/v1/chat/completions/render"
+        | b"/v1/embeddings"
+        | b"/pooling"
+        | b"/score"
+        | b"/v1/score"
+        | b"/rerank"
+        | b"/v1/rerank"
+        | b"/v2/rerank"
+        | b"/classify"
             if post =>
         {
             small(engine, request, path).unwrap_or_else(|e| error(&e))
@@ -252,7 +261,10 @@ fn rendered(engine: &Engine, messages: &[u8]) -> Result<String, ApiError> {
     of_messages(messages, Some(&mut text))?;
     let mut model = Vec::new();
     push_string(&mut model, &engine.options().model);
-    let (ids, model) = (tokenize(&text), String::from_utf8_lossy(&model).into_owned());
+    let (ids, model) = (
+        tokenize(&text),
+        String::from_utf8_lossy(&model).into_owned(),
+    );
     Ok(format!(
         "{{\"request_id\":\"chatcmpl-render\",\"token_ids\":{ids:?},\"features\":null,\
          \"sampling_params\":{{\"max_tokens\":16}},\"model\":{model},\"stream\":false}}"

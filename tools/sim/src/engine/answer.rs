@@ -21,7 +21,10 @@ pub(crate) fn push_text(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32, to
 pub(crate) fn push_ids(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32, to: u32) {
     let (hash, within) = job.voice(choice);
     let lead = job.lead(choice);
-    push_list(out, (from..to).map(|index| token_id(hash, within, lead + index)));
+    push_list(
+        out,
+        (from..to).map(|index| token_id(hash, within, lead + index)),
+    );
 }
 
 fn push_list(out: &mut Vec<u8>, ids: impl Iterator<Item = u32>) {

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::ask::Ask;
 use super::error::ApiError;
-use super::lmcache::Lmcache;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
+use super::lmcache::Lmcache;
 use crate::http::head::Head;
 use crate::ledger::{Fetch, GrantName};
 use crate::options::{KvMode, LoadFailure, Role};
@@ -205,7 +205,10 @@ impl Job {
             return;
         };
         if engine.shared().options.role == Role::Decode
-            && engine.world.transfers.load(&engine.world, engine.index, key)
+            && engine
+                .world
+                .transfers
+                .load(&engine.world, engine.index, key)
         {
             self.external = self.ask.prompt_tokens();
         }

@@ -57,14 +57,21 @@ pub(crate) fn read(
             ..Lmcache::default()
         });
     }
-    let field = |name: &[u8]| members(params?).filter(|(k, _)| *k == name).map(|(_, v)| v).last();
+    let field = |name: &[u8]| {
+        members(params?)
+            .filter(|(k, _)| *k == name)
+            .map(|(_, v)| v)
+            .last()
+    };
     let first_token = field(b"ret_first_tok").and_then(boolean) == Some(true);
     let spec = field(b"disagg_spec");
     let Some(spec) = spec else {
         if engine.options().lmcache.producer {
             // The adapter of a producer asserts it, and its worker ends with the assertion.
             violation("a kv_producer was asked without a disagg_spec");
-            engine.world.engines[index].up.store(false, std::sync::atomic::Ordering::Release);
+            engine.world.engines[index]
+                .up
+                .store(false, std::sync::atomic::Ordering::Release);
             return Err(ApiError::internal("EngineCore encountered an issue."));
         }
         return Ok(Lmcache {
@@ -107,10 +114,18 @@ fn key_of_prompt(prompt: &[u8], ask: &mut Ask) -> Option<u64> {
 }
 
 fn order(engine: &Engine, spec: &[u8], prompt: u64, ask: &Ask) -> Result<Order, ApiError> {
-    let field = |name: &[u8]| members(spec).filter(|(k, _)| *k == name).map(|(_, v)| v).last();
-    let bad = |what: &str| ApiError::value(Some("kv_transfer_params"), format!("disagg_spec: {what}"));
+    let field = |name: &[u8]| {
+        members(spec)
+            .filter(|(k, _)| *k == name)
+            .map(|(_, v)| v)
+            .last()
+    };
+    let bad =
+        |what: &str| ApiError::value(Some("kv_transfer_params"), format!("disagg_spec: {what}"));
     let ports = |name: &[u8]| -> Option<Vec<u16>> {
-        elements(field(name)?).map(|v| u16::try_from(integer(v)?).ok()).collect()
+        elements(field(name)?)
+            .map(|v| u16::try_from(integer(v)?).ok())
+            .collect()
     };
     let known: [&[u8]; 5] = [
         b"req_id",
@@ -122,7 +137,9 @@ fn order(engine: &Engine, spec: &[u8], prompt: u64, ask: &Ask) -> Result<Order, 
     if members(spec).any(|(name, _)| !known.contains(&name)) {
         return Err(bad("a key that the adapter does not know"));
     }
-    let request = field(b"req_id").filter(|v| is_string(v)).ok_or_else(|| bad("no req_id"))?;
+    let request = field(b"req_id")
+        .filter(|v| is_string(v))
+        .ok_or_else(|| bad("no req_id"))?;
     let host = field(b"receiver_host").filter(|v| is_string(v));
     host.ok_or_else(|| bad("no receiver_host"))?;
     let init = ports(b"receiver_init_port").ok_or_else(|| bad("no receiver_init_port"))?;
@@ -131,8 +148,14 @@ fn order(engine: &Engine, spec: &[u8], prompt: u64, ask: &Ask) -> Result<Order, 
     if init.len() != ranks || alloc.len() != ranks {
         return Err(bad("not a port of each kind per rank"));
     }
-    let all: Vec<_> = engine.world.engines.iter().map(|e| e.options.clone()).collect();
-    let receiver = receiver(&all, &init, &alloc).ok_or_else(|| bad("nobody listens on these ports"))?;
+    let all: Vec<_> = engine
+        .world
+        .engines
+        .iter()
+        .map(|e| e.options.clone())
+        .collect();
+    let receiver =
+        receiver(&all, &init, &alloc).ok_or_else(|| bad("nobody listens on these ports"))?;
     Ok(Order {
         request: String::from_utf8_lossy(&string(request)).into_owned(),
         receiver,
@@ -145,7 +168,10 @@ impl Lmcache {
     /// P has the KV: it goes out, and the answer says what was asked for.
     pub fn produce(&mut self, engine: &Engine, prompt: u64, params: &mut Vec<u8>) {
         if let Some(order) = self.order.take() {
-            engine.world.transfers.push(&engine.world, engine.index, order);
+            engine
+                .world
+                .transfers
+                .push(&engine.world, engine.index, order);
         }
         if self.first_token {
             params.extend_from_slice(b"{\"first_tok\":");
