@@ -17,7 +17,7 @@ use super::buffer::Pieces;
 use super::runtime::Driver;
 
 /// Where an upstream connection goes, resolved: a shard never asks DNS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),

@@ -255,14 +255,18 @@ impl Client {
         arrived: Option<&Arrived>,
     ) {
         let mut line = log::Access::default();
-        if let Some(Arrived { head, head_len, .. }) = arrived {
-            self.inbox.look(|bytes| {
+        self.inbox.look(|bytes| match arrived {
+            Some(Arrived { head, head_len, .. }) => {
                 let bytes = &bytes[..*head_len];
                 line.id = self.id(head, bytes);
                 line.method = head.method_text(bytes).to_owned().into();
                 line.path = head.target(bytes).into();
-            });
-        }
+            }
+            None => {
+                let (method, path) = intake::named(bytes).unwrap_or(("-".into(), "-".into()));
+                (line.method, line.path) = (method.into(), path.into());
+            }
+        });
         let metrics = &self.shard.tools.metrics;
         reply.keep_alive = false;
         metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));
