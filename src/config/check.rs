@@ -380,6 +380,10 @@ pub fn print(config: &Config) -> String {
         },
     );
     line("handshake", &config.handshake);
+    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+        let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
+        line("notices", &format!("tcp://{}", Address::tcp(host, port)));
+    }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
     }

@@ -3,6 +3,7 @@
 mod ambiguous_heads_never_pass;
 mod another_decoder_never_reads_another_body;
 mod batches_never_pass_as_one_prompt;
+mod continued_answers_never_change_their_name;
 mod duplicate_keys_never_split_opinions;
 mod error_bodies_are_never_broken_json;
 mod first_tokens_never_double;
@@ -10,6 +11,7 @@ mod half_events_never_look_whole;
 mod hop_by_hop_names_never_travel;
 mod malformed_chunks_never_end_a_body;
 mod malformed_json_never_gets_spliced;
+mod notices_never_depend_on_how_they_are_written;
 mod prefill_legs_never_decode_on;
 mod splices_never_touch_other_bytes;
 mod split_bytes_never_change_a_chunked_body;

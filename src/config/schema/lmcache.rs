@@ -217,11 +217,10 @@ pub fn keys() -> impl Iterator<Item = String> {
         .rows
         .iter()
         .map(|row| format!("lmcache.{}", row.name));
-    rows.chain(ZMQ.rows.iter().map(|row| format!("zmq.{}", row.name)))
-        .chain(
-            RECEIVER
-                .rows
-                .iter()
-                .map(|row| format!("zmq.receivers.{}", row.name)),
-        )
+    let of_zmq = ZMQ.rows.iter().map(|row| format!("zmq.{}", row.name));
+    let names = || RECEIVER.rows.iter().map(|row| row.name);
+    let of_both = names().filter(|name| *name != "query_ports");
+    rows.chain(of_zmq)
+        .chain(of_both.map(|name| format!("zmq.receivers.{name}")))
+        .chain(names().map(|name| format!("lmcache.receivers.{name}")))
 }
