@@ -34,6 +34,7 @@ mod failures;
 mod first_token;
 mod handshakes;
 mod http;
+mod lmcache;
 mod matrix;
 mod multiturn;
 mod structure;

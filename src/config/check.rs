@@ -9,7 +9,7 @@ use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -94,8 +94,8 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading" | "sequential"
-        | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
+        "lmcache" | "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading"
+        | "sequential" | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -112,6 +112,11 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_pairs(config, report);
     check_sidecar(config, report);
     check_epd(config, places, known, report);
+    let receivers = match report.is_set("zmq") {
+        true => "zmq.receivers",
+        false => "lmcache.receivers",
+    };
+    lmcache::check(config, receivers, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -123,19 +128,6 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
-        if name == "zmq" {
-            let (message, fix) = match report.is_set("zmq") {
-                false => (
-                    "disaggregated_mode=zmq requires a zmq configuration",
-                    "and it is not supported yet: use nixl or direct",
-                ),
-                true => (
-                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
-                    "use nixl or direct",
-                ),
-            };
-            return report.problem(key, message, fix);
-        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -266,9 +258,11 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
             return;
         }
         let message = match config.surface {
-            Surface::Native | Surface::Epd | Surface::Multiturn | Surface::Sidecar => {
-                "no instances are configured"
-            }
+            Surface::Native
+            | Surface::Epd
+            | Surface::Lmcache
+            | Surface::Multiturn
+            | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -556,6 +550,10 @@ pub fn print(config: &Config) -> String {
             EPD,
             &differing(&epd(&config.epd), &epd(&Default::default())),
         );
+    }
+    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+        let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
+        line("notices", &format!("tcp://{}", Address::tcp(host, port)));
     }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());

@@ -10,6 +10,7 @@ pub mod address;
 pub mod check;
 pub mod epd;
 pub mod legacy;
+pub mod lmcache;
 pub mod load;
 pub mod multiturn;
 pub mod quantity;
@@ -62,6 +63,8 @@ pub struct Config {
     pub health_check: HealthCheck,
     pub circuit_breaker: CircuitBreaker,
     pub cores: Cores,
+    /// For the handshake of this name.
+    pub lmcache: lmcache::Lmcache,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
     /// P comes from a header of the request.
@@ -134,6 +137,8 @@ pub enum Surface {
     Sidecar,
     /// That of vLLM's multi-turn proxy.
     Multiturn,
+    /// That of LMCache's `disagg_proxy_server`.
+    Lmcache,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -145,6 +150,7 @@ impl Surface {
             Surface::Native => "native",
             Surface::Sidecar => "sidecar",
             Surface::Multiturn => "multiturn",
+            Surface::Lmcache => "lmcache",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -371,6 +377,7 @@ impl Default for Config {
             health_check: HealthCheck::default(),
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
+            lmcache: lmcache::Lmcache::default(),
             forward: Vec::new(),
             sidecar: None,
             tls: None,

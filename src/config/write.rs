@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::epd::Consumer;
+use super::lmcache::{Chat, Lmcache, Variant};
 use super::quantity::show_duration;
 use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
@@ -55,6 +56,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         health_check,
         circuit_breaker,
         cores,
+        lmcache,
         forward,
         sidecar,
         tls,
@@ -246,6 +248,8 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.wait("window", s.window, u.window);
     page.section("circuit_breaker", lines);
 
+    page.section("lmcache", lmcache_lines(lmcache));
+
     let Cores { shards, cpus, numa } = cores;
     page.key(
         "shards",
@@ -285,6 +289,57 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         }
     }
     page.text
+}
+
+fn lmcache_lines(section: &Lmcache) -> Lines {
+    let mut lines = Lines::new();
+    let (s, u) = (section, &Lmcache::default());
+    let variant = match s.variant {
+        Variant::Notified => "notified",
+        Variant::FirstToken => "first_token",
+        Variant::Plain => "plain",
+    };
+    lines.put("variant", variant.into(), s.variant != u.variant);
+    lines.put("host", quoted(&s.host), s.host != u.host);
+    lines.number("port", s.port, u.port);
+    lines.wait("notice_timeout", s.notice_timeout, u.notice_timeout);
+    lines.put("on_timeout", "error".into(), s.on_timeout != u.on_timeout);
+    lines.number("short_prompt", s.short_prompt, u.short_prompt);
+    lines.put(
+        "first_token",
+        "decode".into(),
+        s.first_token != u.first_token,
+    );
+    let chat = match s.chat {
+        Chat::Auto => "auto",
+        Chat::Native => "native",
+        Chat::Render => "render",
+        Chat::Completions => "completions",
+    };
+    lines.put("chat", chat.into(), s.chat != u.chat);
+    lines.number("handoff_id", s.handoff_id, u.handoff_id);
+    let name = s.bound_by.as_deref().unwrap_or_default();
+    lines.put("bound_by", quoted(name), s.bound_by != u.bound_by);
+    if !s.receivers.is_empty() {
+        lines.put("receivers", String::new(), true);
+    }
+    for (address, receiver) in &s.receivers {
+        let mut item = format!(
+            "host: {}, init_ports: {:?}, alloc_ports: {:?}",
+            quoted(&receiver.host),
+            receiver.init_ports,
+            receiver.alloc_ports
+        );
+        if !receiver.query_ports.is_empty() {
+            item += &format!(", query_ports: {:?}", receiver.query_ports);
+        }
+        lines.put(
+            &format!("  {}", quoted(&address.to_string())),
+            format!("{{{item}}}"),
+            true,
+        );
+    }
+    lines
 }
 
 struct Page<'a> {
@@ -464,7 +519,8 @@ impl Lines {
 
     fn put(&mut self, key: &str, value: String, differs: bool) {
         if differs {
-            _ = writeln!(self.0, "  {key}: {value}");
+            let line = format!("  {key}: {value}");
+            _ = writeln!(self.0, "{}", line.trim_end());
         }
     }
 

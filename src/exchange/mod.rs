@@ -12,6 +12,7 @@ pub mod conversation;
 pub mod first_token;
 pub mod grant;
 pub mod join;
+pub mod notice;
 pub mod overlay;
 pub mod pick;
 pub mod pinned;
@@ -74,6 +75,10 @@ pub struct Tools {
     pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+    /// This shard's number, for what comes back from other threads.
+    pub shard: usize,
+    /// Who waits for notices.
+    pub waiters: notice::Waiters,
 }
 
 impl Tools {

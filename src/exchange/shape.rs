@@ -15,6 +15,11 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
         }
         Surface::Sidecar => sidecar(error, &reason),
         Surface::Epd => detail(epd(error).unwrap_or(&reason)),
+        // Its own errors have no body that a client could read: where the path is right, ours.
+        Surface::Lmcache => match error.kind {
+            Kind::MethodNotAllowed => detail("Method Not Allowed"),
+            kind => error_body(&reason, kind.class(), kind.status()),
+        },
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -37,7 +42,7 @@ pub fn no_path(surface: Surface) -> Vec<u8> {
         Surface::Native | Surface::Multiturn | Surface::Sidecar => {
             error_body(NO_PATH, kind.class(), kind.status())
         }
-        Surface::Epd | Surface::Xpyd => detail("Not Found"),
+        Surface::Epd | Surface::Lmcache | Surface::Xpyd => detail("Not Found"),
     }
 }
 

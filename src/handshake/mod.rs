@@ -9,6 +9,7 @@
 mod aggregated;
 mod beside;
 mod epd;
+mod lmcache;
 mod multiturn;
 mod nixl;
 mod sequential;
@@ -19,6 +20,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::config::{Config, Role};
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Reply, Stop, Tools};
 
 pub use beside::beside;
@@ -44,6 +46,11 @@ pub trait Handshake: Send + Sync {
     fn conversations(&self, _tools: &Rc<Tools>) -> Option<Conversations> {
         None
     }
+
+    /// Where other processes tell it of their work, if they do.
+    fn notices(&self) -> Option<&NoticeSocket> {
+        None
+    }
 }
 
 /// How many conversations are kept; what only a shared store could say is not known.
@@ -67,6 +74,7 @@ pub struct Spec {
 pub const HANDSHAKES: &[Spec] = &[
     sequential::SPEC,
     nixl::SPEC,
+    lmcache::SPEC,
     aggregated::SPEC,
     epd::SPEC,
     multiturn::SPEC,

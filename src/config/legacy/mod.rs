@@ -11,6 +11,7 @@
 pub mod argparse;
 pub mod epd;
 pub mod goflag;
+pub mod lmcache;
 pub mod multiturn;
 pub mod sidecar;
 pub mod xpyd;
@@ -35,6 +36,7 @@ pub struct Program {
 
 pub static PROGRAMS: &[&Program] = &[
     &epd::PROGRAM,
+    &lmcache::PROGRAM,
     &multiturn::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,

@@ -6,6 +6,7 @@
 //!   [`route`].
 
 pub mod epd;
+pub mod lmcache;
 pub mod multiturn;
 pub mod native;
 pub mod sidecar;
@@ -70,6 +71,7 @@ pub fn route(
         Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
         Surface::Epd => epd::route(head.method, path, forward),
         Surface::Multiturn => multiturn::route(head.method, path, forward),
+        Surface::Lmcache => lmcache::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -79,7 +81,11 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Epd | Surface::Multiturn | Surface::Native | Surface::Sidecar => false,
+        Surface::Epd
+        | Surface::Lmcache
+        | Surface::Multiturn
+        | Surface::Native
+        | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

@@ -42,6 +42,10 @@ pub struct LedgerReport {
     pub embedded: u64,
     /// Pushed encodings that their consumers have taken.
     pub transferred: u64,
+    /// LMCache: prompts whose KV was pushed, was found by a D, and had to be computed by one.
+    pub pushes: u64,
+    pub loaded: u64,
+    pub recomputed: u64,
     /// Everything that a proxy must never do, in words (the first thousand).
     pub violations: Vec<String>,
     pub violation_count: u64,

@@ -42,7 +42,7 @@ impl Ask {
 
     /// Tokens that a prompt's answer has, and whether it ends on EOS.
     pub fn length(&self, prompt: &Prompt) -> (u32, bool) {
-        match prompt.eos_at {
+        match prompt.eos_at.map(|k| k.saturating_sub(prompt.lead)) {
             Some(k) if !self.ignore_eos && k <= self.max_tokens => (k.max(1), true),
             _ => (self.max_tokens, false),
         }
