@@ -44,7 +44,8 @@ pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>) {
         stream: stream.clone(),
         slot,
         inbox,
-        peer,
+        // On an address of both families an IPv4 client would be called `::ffff:10.0.0.1`.
+        peer: peer.map(|ip| ip.to_canonical()),
     };
     let (slot, inbox) = (client.slot.clone(), client.inbox.clone());
     let mut both = std::pin::pin!(Duet::new(reader, client.converse(), inbox));
