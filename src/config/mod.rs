@@ -8,12 +8,14 @@
 
 pub mod address;
 pub mod check;
+pub mod epd;
 pub mod legacy;
 pub mod lmcache;
 pub mod load;
 pub mod quantity;
 mod reader;
 pub mod schema;
+pub mod sidecar;
 #[cfg(test)]
 mod tests;
 pub mod topology;
@@ -42,6 +44,8 @@ pub struct Config {
     pub handshake: String,
     /// Default `native`.
     pub surface: Surface,
+    /// For the handshake of that name.
+    pub epd: epd::Epd,
     /// Default `decode`.
     pub first_token_source: FirstTokenSource,
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
@@ -60,6 +64,11 @@ pub struct Config {
     pub lmcache: lmcache::Lmcache,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
+    /// P comes from a header of the request.
+    pub sidecar: Option<sidecar::Sidecar>,
+    /// TLS towards clients; `None`: plain HTTP only.
+    pub tls: Option<sidecar::Tls>,
+    pub upstream_tls: sidecar::UpstreamTls,
     /// Replaces the client's `Authorization` towards engines, only if set. Env `OPENAI_API_KEY` wins.
     pub openai_api_key: Option<Secret>,
     /// For the admin API. Env `ADMIN_API_KEY` wins.
@@ -97,6 +106,7 @@ pub struct InstanceConfig {
     pub model: String,
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
+    pub consumer: epd::Consumer,
 }
 
 impl InstanceConfig {
@@ -107,6 +117,7 @@ impl InstanceConfig {
             role,
             model: String::new(),
             weight: 1.0,
+            consumer: epd::Consumer::default(),
         }
     }
 }
@@ -119,6 +130,10 @@ pub enum Surface {
     Native,
     /// That of LMCache's `disagg_proxy_server`.
     Lmcache,
+    /// That of vLLM's `disagg_epd_proxy.py`.
+    Epd,
+    /// That of llm-d's sidecar: all but a few paths are the decode engine's.
+    Sidecar,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -126,8 +141,10 @@ pub enum Surface {
 impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
+            Surface::Epd => "epd",
             Surface::Native => "native",
             Surface::Lmcache => "lmcache",
+            Surface::Sidecar => "sidecar",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -267,6 +284,8 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// Default 3 s.
     pub timeout: Duration,
+    /// Failures in a row before an instance counts as unhealthy; one success brings it back. Default 2.
+    pub failure_threshold: u32,
     /// An instance that holds requests and sends no byte for this long takes no more. Default 180 s.
     pub wedge_after: Duration,
     /// Path asked. Default `/health`.
@@ -339,6 +358,7 @@ impl Default for Config {
             handshake: "sequential".into(),
             instances: Vec::new(),
             surface: Surface::default(),
+            epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
             startup: Startup::default(),
@@ -352,6 +372,9 @@ impl Default for Config {
             cores: Cores::default(),
             lmcache: lmcache::Lmcache::default(),
             forward: Vec::new(),
+            sidecar: None,
+            tls: None,
+            upstream_tls: sidecar::UpstreamTls::default(),
             openai_api_key: None,
             admin_api_key: None,
         }
@@ -426,6 +449,7 @@ impl Default for HealthCheck {
             enabled: true,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
+            failure_threshold: 2,
             wedge_after: Duration::from_secs(180),
             path: "/health".into(),
         }

@@ -16,7 +16,7 @@ use super::load::{Loaded, Overrides, Source};
 use super::{Config, Known, Problems, load};
 
 pub const KNOWN: Known<'static> = Known {
-    handshakes: &["sequential", "nixl", "lmcache", "aggregated"],
+    handshakes: &["sequential", "nixl", "lmcache", "aggregated", "epd"],
     policies: &[
         "round_robin",
         "least_load",

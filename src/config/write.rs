@@ -4,8 +4,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
 use super::lmcache::{Chat, Lmcache, Variant};
 use super::quantity::show_duration;
+use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
 
 /// Something to know about a key, or (key empty) about the whole.
@@ -40,6 +42,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         log_level,
         handshake,
         surface,
+        epd,
         first_token_source,
         instances,
         models,
@@ -54,6 +57,9 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         cores,
         lmcache,
         forward,
+        sidecar,
+        tls,
+        upstream_tls,
         openai_api_key: _,
         admin_api_key: _,
     } = config;
@@ -76,6 +82,30 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         first,
         *first_token_source != usual.first_token_source,
     );
+    let mut lines = Lines::new();
+    let (s, u) = (epd, &usual.epd);
+    lines.put("version", s.version.name().into(), s.version != u.version);
+    let then = s.then.as_deref().unwrap_or_default();
+    lines.put("then", then.into(), s.then.is_some());
+    lines.number("rewrite", s.rewrite, u.rewrite);
+    lines.number(
+        "encoder_batch_max",
+        s.encoder_batch_max,
+        u.encoder_batch_max,
+    );
+    lines.number("media_max", s.media_max, u.media_max);
+    lines.number(
+        "dynamic_registration",
+        s.dynamic_registration,
+        u.dynamic_registration,
+    );
+    lines.wait(
+        "evicted_ttl",
+        s.evicted_ttl.unwrap_or_default(),
+        u.evicted_ttl.unwrap_or_default(),
+    );
+    page.section("epd", lines);
+
     page.instances(instances, named || models.strict, &models.schedulers);
 
     let mut lines = Lines::new();
@@ -174,6 +204,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("enabled", s.enabled, u.enabled);
     lines.wait("interval", s.interval, u.interval);
     lines.wait("timeout", s.timeout, u.timeout);
+    lines.number(
+        "failure_threshold",
+        s.failure_threshold,
+        u.failure_threshold,
+    );
     lines.wait("wedge_after", s.wedge_after, u.wedge_after);
     lines.put("path", quoted(&s.path), s.path != u.path);
     page.section("health_check", lines);
@@ -217,6 +252,14 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         &format!("[{}]", paths.join(", ")),
         !forward.is_empty(),
     );
+    if let Some(sidecar) = sidecar {
+        page.section("sidecar", Lines::of(sidecar::write_sidecar(sidecar)));
+    }
+    if let Some(tls) = tls {
+        page.section("tls", Lines::of(sidecar::write_tls(tls)));
+    }
+    let lines = sidecar::write_upstream_tls(upstream_tls);
+    page.section("upstream_tls", Lines::of(lines));
     for (key, variable, secret) in [
         ("openai_api_key", "OPENAI_API_KEY", &config.openai_api_key),
         ("admin_api_key", "ADMIN_API_KEY", &config.admin_api_key),
@@ -351,6 +394,7 @@ impl Page<'_> {
                 role,
                 model,
                 weight,
+                consumer,
             } in instances
             {
                 let address = quoted(&address.to_string());
@@ -361,6 +405,7 @@ impl Page<'_> {
                 if *weight != 1.0 {
                     item += &format!(", weight: {weight}");
                 }
+                item += &as_consumer(consumer);
                 _ = writeln!(self.text, "  - {{{item}}}");
             }
             return;
@@ -415,10 +460,28 @@ impl Page<'_> {
 /// An item of a role's list.
 fn item(instance: &InstanceConfig) -> String {
     let address = quoted(&instance.address.to_string());
-    match instance.weight == 1.0 {
-        true => address,
-        false => format!("{{address: {address}, weight: {}}}", instance.weight),
+    let mut more = String::new();
+    if instance.weight != 1.0 {
+        more = format!(", weight: {}", instance.weight);
     }
+    more += &as_consumer(&instance.consumer);
+    match more.is_empty() {
+        true => address,
+        false => format!("{{address: {address}{more}}}"),
+    }
+}
+
+/// Members of an instance behind its address.
+fn as_consumer(consumer: &Consumer) -> String {
+    let mut more = String::new();
+    if consumer.dp_size != 1 {
+        more += &format!(", dp_size: {}", consumer.dp_size);
+    }
+    if !consumer.addresses.is_empty() {
+        let addresses: Vec<String> = consumer.addresses.iter().map(|a| quoted(a)).collect();
+        more += &format!(", ec_addresses: [{}]", addresses.join(", "));
+    }
+    more
 }
 
 /// The keys of one section that differ from the default.
@@ -427,6 +490,14 @@ struct Lines(String);
 impl Lines {
     fn new() -> Lines {
         Lines(String::new())
+    }
+
+    fn of(all: Vec<(&str, String)>) -> Lines {
+        let mut lines = Lines::new();
+        for (key, value) in all {
+            lines.put(key, value, true);
+        }
+        lines
     }
 
     fn put(&mut self, key: &str, value: String, differs: bool) {
@@ -452,7 +523,7 @@ impl Lines {
 }
 
 /// In double quotes: safe whatever it holds.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

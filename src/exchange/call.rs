@@ -40,6 +40,14 @@ impl Answer {
         }
     }
 
+    /// As an answer that only says how it went.
+    pub fn without_body(mut self) -> Answer {
+        self.bytes.truncate(self.head_len);
+        self.decoded = None;
+        self.object = Object::default();
+        self
+    }
+
     fn good(&self) -> bool {
         (200..300).contains(&self.head.status)
     }
@@ -58,8 +66,13 @@ impl Exchange {
     /// The client's request as a prefill leg: one token, one choice, a whole answer.
     pub fn prefill_leg(&self) -> Leg {
         let mut leg = Leg::new(Stage::Prefill);
-        leg.edits = openai::prefill_edits();
+        leg.plain_answer = true;
         let request = self.request();
+        if let Some(pins) = &self.pins {
+            leg.edits = pins.prefill_edits(&request);
+            return leg;
+        }
+        leg.edits = openai::prefill_edits();
         let stream = request.object.get(request.body(), "stream");
         if matches!(stream, None | Some(b"false" | b"null")) {
             // Engines reject such options without a stream. Were they taken out here, P would hold KV
@@ -68,7 +81,6 @@ impl Exchange {
                 .retain(|edit| !matches!(edit, Edit::Remove("stream_options")));
         }
         leg.edits.push(Edit::Remove(openai::KV_PARAMS));
-        leg.plain_answer = true;
         leg
     }
 
@@ -100,19 +112,22 @@ impl Exchange {
     /// what the client gets.
     pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {
         let began = Instant::now();
+        let leg_stage = leg.stage;
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        let span = match leg.stage {
-            Stage::DecodeHead => &self.trace.decode_head,
-            _ => &self.trace.prefill,
-        };
-        span.set(Some(began.elapsed()));
+        match leg_stage {
+            Stage::Prefill => self.trace.prefill.set(Some(began.elapsed())),
+            Stage::DecodeHead => self.trace.decode_head.set(Some(began.elapsed())),
+            _ => {}
+        }
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
         let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
-        if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
+        if leg_stage == Stage::Prefill
+            && let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object)
+        {
             self.cluster
                 .estimate
                 .learn(self.request().summary.prompt_bytes, tokens);
@@ -215,6 +230,8 @@ impl Exchange {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
                 Ok(object) => answer.object = object,
+                // What an encoder answers may be of no use to anybody.
+                Err(_) if leg.stage == Stage::Encode => {}
                 Err(_) => return Err(fail(Kind::BadResponse, "its answer is no JSON object")),
             }
         }

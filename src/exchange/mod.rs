@@ -10,8 +10,11 @@ pub mod budget;
 pub mod call;
 pub mod first_token;
 pub mod grant;
+pub mod join;
 pub mod notice;
+pub mod overlay;
 pub mod pick;
+pub mod pinned;
 pub mod relay;
 pub mod release;
 pub mod reply;
@@ -19,6 +22,7 @@ pub mod request;
 pub mod rewrite;
 pub mod send;
 pub mod shape;
+pub mod usage;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -52,6 +56,8 @@ pub struct Tools {
     pub settings: Reader<Config>,
     pub cluster: Reader<Cluster>,
     pub policies: Arc<Policies>,
+    /// Instances that requests have named.
+    pub hosts: Arc<pinned::Hosts>,
     pub buffers: Rc<Buffers>,
     pub pool: Rc<Pool>,
     pub view: Rc<LoadView>,
@@ -93,6 +99,8 @@ pub struct Policies {
 pub enum Stop {
     /// An instance has answered in full, with a status that ends the request: the client gets it as is.
     Answer(Box<Answer>),
+    /// The request ends with this status and JSON body, in words of a surface.
+    Said(Box<(u16, Vec<u8>)>),
     /// Nothing has reached the client; it gets this as an error body.
     Error(Error),
     /// As `Error`, and a new attempt from the start may succeed.
@@ -123,8 +131,12 @@ pub struct Exchange {
     pub trace: Trace,
     /// Instances (by index) that failed this request: passed over while there are others.
     pub avoid: RefCell<Vec<usize>>,
+    /// Where a header says who serves it.
+    pub pins: Option<Rc<pinned::Pins>>,
     /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
     pub without_prefill: Cell<bool>,
+    /// Of these roles no other instance may take part.
+    pinned: RefCell<Vec<Arc<Instance>>>,
 }
 
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
@@ -132,6 +144,7 @@ pub struct Trace {
     /// When the first byte of the head was there.
     pub started: Instant,
     pub body: Cell<Option<Duration>>,
+    pub encode: Cell<Option<Duration>>,
     pub prefill: Cell<Option<Duration>>,
     pub decode_head: Cell<Option<Duration>>,
     pub stream: Cell<Option<Duration>>,
@@ -154,6 +167,7 @@ impl Trace {
         Trace {
             started,
             body: Cell::default(),
+            encode: Cell::default(),
             prefill: Cell::default(),
             decode_head: Cell::default(),
             stream: Cell::default(),
@@ -177,6 +191,7 @@ impl Trace {
         out.extend_from_slice(b"server-timing: ");
         let spans = [
             ("body", self.body.get()),
+            ("encode", self.encode.get()),
             ("prefill", self.prefill.get()),
             ("decode_head", self.decode_head.get()),
             ("total", Some(self.started.elapsed())),
@@ -206,9 +221,11 @@ impl Trace {
 
 impl Exchange {
     pub fn new(tools: &Rc<Tools>, request: Rc<Request>, slot: Rc<Slot>, trace: Trace) -> Exchange {
+        let (cluster, config) = (tools.cluster.get(), tools.config());
         Exchange {
-            cluster: tools.cluster.get(),
-            config: tools.config(),
+            pins: pinned::Pins::of(&config, &cluster, &request),
+            cluster,
+            config,
             scope: Cell::new(Scope::All),
             places: pick::Places::default(),
             tools: tools.clone(),
@@ -217,6 +234,7 @@ impl Exchange {
             trace,
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
+            pinned: RefCell::default(),
         }
     }
 
@@ -244,7 +262,9 @@ impl Exchange {
             places: pick::Places::default(),
             trace: Trace::new(self.trace.started),
             avoid: self.avoid.clone(),
+            pins: self.pins.clone(),
             without_prefill: self.without_prefill.clone(),
+            pinned: self.pinned.clone(),
         };
         detached.trace.stage.set(self.trace.stage.get());
         detached

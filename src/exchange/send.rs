@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Instance;
+use crate::cluster::guest::RESOLVE_WAIT;
 use crate::config::{Role, Timeouts};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
@@ -27,7 +28,7 @@ use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 use crate::wire::json::{self, Edit, Piece};
 
 use super::grant::Grant;
-use super::{Exchange, Picked, Stop};
+use super::{Exchange, Picked, Stop, pinned};
 
 /// Bodies up to this are copied behind the head and sent in one piece: cheaper than a gathered write.
 const COPY_MAX: usize = 16 << 10;
@@ -229,7 +230,7 @@ impl Exchange {
         tried.push(picked.instance().index);
         // Should nobody be left, the access line names the last one that was tried.
         *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
-        if leg.alone {
+        if leg.alone || self.pins.is_some() || self.is_pinned(role) {
             let error = Error::new(Kind::ConnectFailed, leg.stage, "it cannot be reached");
             return Err(error.at(&picked.instance().name).into());
         }
@@ -286,6 +287,9 @@ impl Exchange {
                 return Ok(lease);
             }
         }
+        if self.pins.is_some() {
+            Box::pin(self.resolved(instance)).await;
+        }
         let targets = instance.targets.get();
         let mut last = io::Error::other("its name has no address (yet)");
         for target in targets.iter() {
@@ -295,6 +299,12 @@ impl Exchange {
                 guard = Some(self.slot.watch_upstream(fd));
             })
             .await;
+            let result = match result {
+                Ok(plain) if instance.address.tls() => {
+                    Box::pin(tools.hosts.secure(plain, instance)).await
+                }
+                result => result,
+            };
             drop(guard);
             self.slot.disarm();
             match result {
@@ -312,6 +322,17 @@ impl Exchange {
             }
         }
         Err(last)
+    }
+
+    /// A name that came in a header may be on its way to an address.
+    async fn resolved(&self, instance: &Instance) {
+        let began = Instant::now();
+        while instance.targets.get().is_empty()
+            && began.elapsed() < RESOLVE_WAIT.min(self.config.timeouts.connect)
+            && self.slot.fired().is_none()
+        {
+            monoio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// One try on one connection. Gives the pick back when it fails.
@@ -441,10 +462,13 @@ impl Exchange {
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
         let request = self.request();
         let body = request.body();
-        if leg.verbatim || leg.edits.is_empty() {
+        if leg.verbatim || (leg.edits.is_empty() && request.overlay().is_none()) {
             return vec![Piece::Source(0..body.len())];
         }
-        json::splice(body, &request.object, &leg.edits)
+        match request.overlay() {
+            Some(overlay) => overlay.pieces(body, &request.object, leg),
+            None => json::splice(body, &request.object, &leg.edits),
+        }
     }
 
     async fn write_leg(
@@ -482,8 +506,21 @@ impl Exchange {
         out.extend_from_slice(picked.instance().prefix.as_bytes());
         out.extend_from_slice(target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(picked.instance().host.as_bytes());
+        let beside = self.pins.is_some();
+        let asked = || request.head.fields.find(head, Name::Host);
+        match beside.then(asked).flatten() {
+            Some(host) => out.extend_from_slice(host),
+            None => out.extend_from_slice(picked.instance().host.as_bytes()),
+        }
         out.extend_from_slice(b"\r\n");
+        let laid = request.overlay().filter(|_| leg.pieces.is_none());
+        let role = picked.instance().role;
+        let laid_over = |name: &[u8]| {
+            laid.as_ref().is_some_and(|laid| {
+                laid.fields(role)
+                    .any(|(ours, _)| name.eq_ignore_ascii_case(ours.as_bytes()))
+            })
+        };
         let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
         for field in request.head.fields.iter() {
@@ -497,7 +534,8 @@ impl Exchange {
                 }
                 _ => false,
             };
-            let skip = skip || leg.replaces(field.name(head));
+            let skip = skip || leg.replaces(field.name(head)) || laid_over(field.name(head));
+            let skip = skip || (beside && pinned::hidden(field.name(head)));
             if !skip && request.head.fields.end_to_end(head, field) {
                 put_field(out, field.name(head), field.value(head));
             }
@@ -513,6 +551,12 @@ impl Exchange {
         }
         for (name, value) in &leg.fields {
             put_field(out, name.as_bytes(), value);
+        }
+        for (name, value) in laid.iter().flat_map(|laid| laid.fields(role)) {
+            put_field(out, name.as_bytes(), value);
+        }
+        if beside {
+            pinned::put_forwarded(out, &request);
         }
         let id = leg.id.as_deref().unwrap_or(&request.id);
         put_field(out, b"x-request-id", id.as_bytes());

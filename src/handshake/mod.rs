@@ -7,6 +7,8 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod beside;
+mod epd;
 mod lmcache;
 mod nixl;
 mod sequential;
@@ -19,6 +21,8 @@ use crate::config::{Config, Role};
 use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Reply, Stop};
 
+pub use beside::beside;
+
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 
@@ -29,6 +33,15 @@ pub trait Handshake: Send + Sync {
     /// Where other processes tell it of their work, if they do.
     fn notices(&self) -> Option<&NoticeSocket> {
         None
+    }
+    /// The roles that it needs as it is configured; `None`: those of its row.
+    fn needs(&self) -> Option<Vec<Role>> {
+        None
+    }
+
+    /// It knows by itself what to do where there are only aggregated instances.
+    fn serves_aggregated(&self) -> bool {
+        false
     }
 }
 
@@ -48,6 +61,7 @@ pub const HANDSHAKES: &[Spec] = &[
     nixl::SPEC,
     lmcache::SPEC,
     aggregated::SPEC,
+    epd::SPEC,
 ];
 
 /// The names, for the config to check against.

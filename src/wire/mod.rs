@@ -6,15 +6,19 @@
 //!   smuggled.
 //! * **To extend:** a new format is one file, pure, with a proptest over every split of its bytes.
 
+pub mod canonical;
+pub mod cap;
 pub mod chunk;
 pub mod continued;
 pub mod first_token;
 pub mod head;
 pub mod json;
 pub mod lmcache;
+pub mod media;
 pub mod msgpack;
 pub mod openai;
 pub mod prompt;
 pub mod sse;
 pub mod transcode;
+pub mod usage;
 pub mod zmtp;

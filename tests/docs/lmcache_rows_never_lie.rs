@@ -34,7 +34,10 @@ struct Row {
 fn rows() -> Vec<Row> {
     let (mut kind, mut title) = (String::new(), String::new());
     let mut rows = Vec::new();
-    for line in SOURCE.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+    for line in SOURCE
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
         if let Some(head) = line.strip_prefix('[') {
             let (of, words) = head.split_once("] ").expect("a kind and a title");
             (kind, title) = (of.into(), words.into());
@@ -75,13 +78,20 @@ fn the_page_is_the_table() {
     for row in rows() {
         if row.title != title {
             title.clone_from(&row.title);
-            text += &format!("\n## {title}\n\n| what | in | here | difference and reason, or remark |\n|---|---|---|---|\n");
+            text += &format!(
+                "\n## {title}\n\n| what | in | here | difference and reason, or remark |\n|---|---|---|---|\n"
+            );
         }
         let name = match row.kind.as_str() {
             "behaviour" => row.name.clone(),
             _ => format!("`{}`", row.name),
         };
-        text += &format!("| {name} | {} | {} | {} |\n", row.versions, row.status, cell(&row.note));
+        text += &format!(
+            "| {name} | {} | {} | {} |\n",
+            row.versions,
+            row.status,
+            cell(&row.note)
+        );
     }
     is_the_page("docs/lmcache/compatibility.md", &text);
 }
@@ -91,10 +101,16 @@ fn every_difference_of_lmcache_has_its_reason() {
     let mut seen = BTreeSet::new();
     for row in rows() {
         let at = format!("{}: {}", row.title, row.name);
-        assert!(["same", "differs", "absent"].contains(&row.status.as_str()), "{at}");
+        assert!(
+            ["same", "differs", "absent"].contains(&row.status.as_str()),
+            "{at}"
+        );
         let known = ["current", "older", "current older", "ascend", "ours"];
         assert!(known.contains(&row.versions.as_str()), "{at}");
-        assert!(row.status == "same" || row.note.len() > 10, "{at} gives no reason");
+        assert!(
+            row.status == "same" || row.note.len() > 10,
+            "{at} gives no reason"
+        );
         assert!(seen.insert(at.clone()), "{at} is there twice");
     }
 }
@@ -141,7 +157,10 @@ fn call(args: &str) -> (String, String) {
 fn flags_of_lmcache_are_taken() {
     let mut listed = String::new();
     for row in of("flags") {
-        let (expected, args) = row.shown.split_once(' ').expect("how it ends, and arguments");
+        let (expected, args) = row
+            .shown
+            .split_once(' ')
+            .expect("how it ends, and arguments");
         let (end, said) = call(args);
         assert_eq!(end, expected, "{}: {said}", row.name);
         listed += &format!("{} ", row.name);
@@ -149,7 +168,9 @@ fn flags_of_lmcache_are_taken() {
     let (_, help) = call("--help");
     let known: BTreeSet<&str> = listed.split([' ', ',']).collect();
     let lines = help.lines().filter(|l| l.starts_with("  -"));
-    let flags = lines.flat_map(|l| l.split([' ', ','])).filter(|w| w.starts_with('-'));
+    let flags = lines
+        .flat_map(|l| l.split([' ', ',']))
+        .filter(|w| w.starts_with('-'));
     for flag in flags {
         assert!(known.contains(flag), "{flag} is not in the table");
     }
@@ -177,11 +198,19 @@ fn paths_of_lmcache_are_where_they_were() {
 #[test]
 fn variables_and_fields_of_lmcache_are_in_the_sources() {
     for row in of("variables") {
-        assert!(read(&row.shown).contains(&format!("\"{}\"", row.name)), "{}", row.name);
+        assert!(
+            read(&row.shown).contains(&format!("\"{}\"", row.name)),
+            "{}",
+            row.name
+        );
     }
     for row in of("fields") {
         let (file, word) = row.shown.split_once(' ').expect("a file and a word");
-        assert!(read(file).contains(word), "{}: {file} has no {word}", row.name);
+        assert!(
+            read(file).contains(word),
+            "{}: {file} has no {word}",
+            row.name
+        );
     }
     for row in of("behaviour") {
         let path = root().join("tests").join(&row.shown).with_extension("rs");

@@ -15,7 +15,13 @@ const PREFILL: &str = r#"{"id":"cmpl-p","object":"text_completion","created":1,"
 fn opening(chat: bool, with_token: bool) -> Opening {
     let object = Object::scan(PREFILL.as_bytes(), 64).unwrap();
     let token = Token::of(PREFILL.as_bytes(), &object, false).unwrap();
-    Opening::of(PREFILL.as_bytes(), &object, chat, with_token.then_some(&token), 1)
+    Opening::of(
+        PREFILL.as_bytes(),
+        &object,
+        chat,
+        with_token.then_some(&token),
+        1,
+    )
 }
 
 fn event(text: &str, finish: &str, usage: &str) -> String {
@@ -63,21 +69,32 @@ fn every_split_tells_the_same_answer() {
         assert!(whole.ends_with("data: [DONE]\n\n") && whole.contains(": a comment\n\n"));
         let events = parsed(&whole);
         let id = if chat { "chatcmpl-p" } else { "cmpl-p" };
-        assert!(events.iter().all(|e| e["id"] == id && e["created"] == 1), "{whole}");
+        assert!(
+            events.iter().all(|e| e["id"] == id && e["created"] == 1),
+            "{whole}"
+        );
         let text: String = events
             .iter()
             .filter_map(|e| {
                 let choice = &e["choices"][0];
-                choice["text"].as_str().or(choice["delta"]["content"].as_str()).map(str::to_owned)
+                choice["text"]
+                    .as_str()
+                    .or(choice["delta"]["content"].as_str())
+                    .map(str::to_owned)
             })
             .collect();
         let first = if with_token { " on\"e" } else { "" };
         assert_eq!(text, format!("{first} two \u{e9} [DONE]"));
         let usage = &events.last().unwrap()["usage"];
         let (prompt, made) = if with_token { (5, 4) } else { (6, 3) };
-        assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&prompt.into(), &made.into()));
+        assert_eq!(
+            (&usage["prompt_tokens"], &usage["completion_tokens"]),
+            (&prompt.into(), &made.into())
+        );
         assert_eq!(usage["total_tokens"], 9);
-        let finish = events.iter().filter_map(|e| e["choices"][0]["finish_reason"].as_str());
+        let finish = events
+            .iter()
+            .filter_map(|e| e["choices"][0]["finish_reason"].as_str());
         assert_eq!(finish.collect::<Vec<_>>(), ["stop"]);
     }
 }
@@ -88,9 +105,14 @@ fn a_stream_that_needs_no_change_is_let_pass() {
     let mut continued = Continued::new(opening(false, true), false);
     let mut out = Vec::new();
     continued.feed(b"", &mut out);
-    assert!(!continued.waiting(), "P's token is out before D has made one");
+    assert!(
+        !continued.waiting(),
+        "P's token is out before D has made one"
+    );
     assert!(!continued.over());
-    let same = event("\" two\"", "null", "").replace("cmpl-d", "cmpl-p").replace(":2,", ":1,");
+    let same = event("\" two\"", "null", "")
+        .replace("cmpl-d", "cmpl-p")
+        .replace(":2,", ":1,");
     continued.feed(same.as_bytes(), &mut out);
     assert!(continued.over());
     assert!(String::from_utf8(out).unwrap().ends_with(&same));
@@ -112,18 +134,31 @@ fn a_whole_answer_is_lengthened_or_told_as_a_chat() {
     for chat in [false, true] {
         let edits = opening(chat, true).edits(d.as_bytes(), &object).unwrap();
         let mut out = Vec::new();
-        put_pieces(&mut out, d.as_bytes(), &splice(d.as_bytes(), &object, &edits));
+        put_pieces(
+            &mut out,
+            d.as_bytes(),
+            &splice(d.as_bytes(), &object, &edits),
+        );
         let told: Value = serde_json::from_slice(&out).unwrap();
         let choice = &told["choices"][0];
         match chat {
             true => {
                 assert_eq!(choice["message"]["content"], " on\"e two");
-                assert_eq!((&told["object"], &told["id"]), (&"chat.completion".into(), &"chatcmpl-p".into()));
+                assert_eq!(
+                    (&told["object"], &told["id"]),
+                    (&"chat.completion".into(), &"chatcmpl-p".into())
+                );
             }
             false => assert_eq!(choice["text"], " on\"e two"),
         }
         assert_eq!(choice["finish_reason"], "stop");
-        assert_eq!((&told["usage"]["prompt_tokens"], &told["usage"]["completion_tokens"]), (&5.into(), &4.into()));
+        assert_eq!(
+            (
+                &told["usage"]["prompt_tokens"],
+                &told["usage"]["completion_tokens"]
+            ),
+            (&5.into(), &4.into())
+        );
         assert!(told.get("kv_transfer_params").is_none());
     }
 }
@@ -132,7 +167,9 @@ fn a_whole_answer_is_lengthened_or_told_as_a_chat() {
 fn only_ids_are_tokens() {
     let of = |text: &str| Tokens::of(text.as_bytes()).map(|t| (t.count, t.prompt(Some(9))));
     assert_eq!(of("[1, 2]"), Some((2, b"[1, 2,9]".to_vec())));
-    for bad in ["[]", "[1,-2]", "[1.5]", "[\"a\"]", "[[1]]", "\"text\"", "[null]", "{}"] {
+    for bad in [
+        "[]", "[1,-2]", "[1.5]", "[\"a\"]", "[[1]]", "\"text\"", "[null]", "{}",
+    ] {
         assert_eq!(of(bad), None, "{bad}");
     }
 }

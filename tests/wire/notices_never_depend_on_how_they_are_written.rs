@@ -35,15 +35,30 @@ fn message(kind: Option<&str>, id: &str) -> Vec<u8> {
 fn the_measured_bytes_are_read() {
     let measured = b"\x82\xa4type\xaaProxyNotif\xa6req_id\xa11";
     assert_eq!(notice(measured), Ok(Notice::Arrived("1")));
-    assert_eq!(notice(&message(Some("NixlProxyNotif"), "a-b-1")), Ok(Notice::Arrived("a-b-1")));
+    assert_eq!(
+        notice(&message(Some("NixlProxyNotif"), "a-b-1")),
+        Ok(Notice::Arrived("a-b-1"))
+    );
     assert_eq!(notice(&message(None, "x")), Ok(Notice::Arrived("x")));
     assert_eq!(notice(&message(None, "x::error")), Ok(Notice::Failed("x")));
-    assert_eq!(notice(&message(Some("AllocRequest"), "x")), Err(Unread::OtherType));
+    assert_eq!(
+        notice(&message(Some("AllocRequest"), "x")),
+        Err(Unread::OtherType)
+    );
     assert_eq!(notice(b"\x81\xa4type\xaaProxyNotif"), Err(Unread::NoId));
     // A number is no id, and a whole message more than one.
     assert_eq!(notice(b"\x81\xa6req_id\x07"), Err(Unread::NoId));
-    assert_eq!(notice(&[measured, &b"\xc0"[..]].concat()), Err(Unread::Malformed));
-    for bad in [&b""[..], b"\xc1", b"\x93\x01\x02\x03", b"\x81\xa6req_id\xdb\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"] {
+    assert_eq!(
+        notice(&[measured, &b"\xc0"[..]].concat()),
+        Err(Unread::Malformed)
+    );
+    for bad in [
+        &b""[..],
+        b"\xc1",
+        b"\x93\x01\x02\x03",
+        b"\x81\xa6req_id\xdb\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+    ] {
         assert_eq!(notice(bad), Err(Unread::Malformed), "{bad:02x?}");
     }
     for end in 0..measured.len() {
@@ -171,10 +186,19 @@ fn peers_that_cannot_be_understood_are_told_apart() {
     let mut curve = GREETING;
     curve[12..17].copy_from_slice(b"CURVE");
     assert!(run(&[&curve]).0.unwrap_err().contains("mechanism"));
-    assert!(run(&[b"GET / HTTP/1.1\r\n"]).0.unwrap_err().contains("no ZMTP"));
+    assert!(
+        run(&[b"GET / HTTP/1.1\r\n"])
+            .0
+            .unwrap_err()
+            .contains("no ZMTP")
+    );
     let early = [&GREETING[..], &frame(b"m", 0)].concat();
     assert!(run(&[&early]).0.unwrap_err().contains("before READY"));
-    let pull = [&GREETING[..], b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04PULL"].concat();
+    let pull = [
+        &GREETING[..],
+        b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04PULL",
+    ]
+    .concat();
     assert!(run(&[&pull]).0.unwrap_err().contains("no PUSH"));
     let huge = [&GREETING[..], READY, &[2, 0, 0, 0, 0, 0, 1, 0, 1]].concat();
     assert!(run(&[&huge]).0.unwrap_err().contains("larger"));

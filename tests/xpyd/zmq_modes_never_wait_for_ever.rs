@@ -22,8 +22,16 @@ fn read(text: &str) -> Result<Config, String> {
         file: None,
     };
     let defaults = xpyd::defaults();
-    let loaded = load::load_over(defaults, Some(source), &Overrides::default(), &known, &|_| None);
-    loaded.map(|loaded| loaded.config).map_err(|problems| problems.to_string())
+    let loaded = load::load_over(
+        defaults,
+        Some(source),
+        &Overrides::default(),
+        &known,
+        &|_| None,
+    );
+    loaded
+        .map(|loaded| loaded.config)
+        .map_err(|problems| problems.to_string())
 }
 
 fn rig(first: &str) -> Rig {
@@ -46,7 +54,9 @@ fn rig(first: &str) -> Rig {
     let server = Server::start(config).unwrap();
     sim.notices_to(server.notices().unwrap());
     let rig = Rig { server, sim };
-    eventually("the backends are found", || rig.get("/v1/models").status == 200);
+    eventually("the backends are found", || {
+        rig.get("/v1/models").status == 200
+    });
     rig
 }
 
@@ -64,7 +74,9 @@ fn a_request_is_served_with_either_first_token() {
         assert_eq!(ledger.violations, Vec::<String>::new());
         assert_eq!((ledger.loaded, ledger.recomputed), (2, 0));
         let asked = rig.posts(0);
-        let told = asked.iter().any(|l| String::from_utf8_lossy(&l.body).contains("ret_first_tok"));
+        let told = asked
+            .iter()
+            .any(|l| String::from_utf8_lossy(&l.body).contains("ret_first_tok"));
         assert_eq!(told, first == "prefill");
     }
 }
@@ -76,7 +88,12 @@ fn a_notice_that_does_not_come_is_a_504() {
     let response = rig.post("/v1/completions", &completion(TEXT, r#","max_tokens":5"#));
     assert_eq!(response.status, 504, "{}", response.text());
     let error = &response.json()["error"];
-    assert!(error["message"].as_str().unwrap().starts_with("Timed out waiting for ZMQ notification"));
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Timed out waiting for ZMQ notification")
+    );
     assert!(error["code"].is_null());
 }
 
@@ -88,10 +105,22 @@ fn a_section_that_cannot_work_is_refused() {
     for (more, what) in [
         ("", "disaggregated_mode=zmq requires a zmq configuration"),
         ("zmq: {}", "decode b:2 has no receiver"),
-        ("zmq: {receivers: {'b:2': {host: b, init_ports: [], alloc_ports: []}}}", "a port for each rank"),
-        ("zmq: {receivers: {'b:2': {host: b, init_ports: [1, 2], alloc_ports: [3]}}}", "one of each per rank"),
-        ("zmq: {receivers: {'b:2': {host: b, init_ports: [1], alloc_ports: [1]}}}", "port 1 is there twice"),
-        ("zmq: {receivers: {'b:2': {host: b, port: 1}}}", "Unknown keys in a receiver: ['port']"),
+        (
+            "zmq: {receivers: {'b:2': {host: b, init_ports: [], alloc_ports: []}}}",
+            "a port for each rank",
+        ),
+        (
+            "zmq: {receivers: {'b:2': {host: b, init_ports: [1, 2], alloc_ports: [3]}}}",
+            "one of each per rank",
+        ),
+        (
+            "zmq: {receivers: {'b:2': {host: b, init_ports: [1], alloc_ports: [1]}}}",
+            "port 1 is there twice",
+        ),
+        (
+            "zmq: {receivers: {'b:2': {host: b, port: 1}}}",
+            "Unknown keys in a receiver: ['port']",
+        ),
         (
             "first_token_source: prefill\nzmq: {receivers: {'b:2': {host: b, init_ports: [1], alloc_ports: [2], \
              skip_last_n_tokens: 0}}}",

@@ -5,8 +5,10 @@
 //! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
 //!   [`route`].
 
+pub mod epd;
 pub mod lmcache;
 pub mod native;
+pub mod sidecar;
 pub mod xpyd;
 
 use crate::config::Surface;
@@ -20,6 +22,8 @@ pub enum Route {
     Generate(Endpoint),
     /// Goes to one healthy instance as it is.
     Forward,
+    /// Goes to one instance that decodes, as it is.
+    Decode,
     /// Is the proxy alive?
     Health,
     /// Could a request be served now?
@@ -31,6 +35,8 @@ pub enum Route {
     NotFound,
     /// The path exists, but not with this method; what it allows.
     MethodNotAllowed(&'static str),
+    /// What only the EPD proxy's face has.
+    Epd(epd::Page),
     /// What only xPyD-proxy's face has.
     Xpyd(xpyd::Page),
 }
@@ -58,7 +64,9 @@ pub fn route(
 ) -> Route {
     let path = head.path(bytes);
     match surface {
-        Surface::Native => native::route(head.method, path, forward),
+        // (A sidecar's is asked for its own.)
+        Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
+        Surface::Epd => epd::route(head.method, path, forward),
         Surface::Lmcache => lmcache::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
@@ -69,7 +77,7 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native | Surface::Lmcache => false,
+        Surface::Epd | Surface::Lmcache | Surface::Native | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

@@ -40,6 +40,12 @@ pub struct LedgerReport {
     pub pushes: u64,
     pub loaded: u64,
     pub recomputed: u64,
+    /// Media items that encoders have encoded.
+    pub encoded: u64,
+    /// References to encodings that prefill and decode engines have accepted.
+    pub embedded: u64,
+    /// Pushed encodings that their consumers have taken.
+    pub transferred: u64,
     /// Everything that a proxy must never do, in words (the first thousand).
     pub violations: Vec<String>,
     pub violation_count: u64,

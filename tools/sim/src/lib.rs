@@ -46,7 +46,8 @@ pub use engine::prompt::{messages_hash, prompt_hash};
 pub use fault::{Fault, FaultPlan, Shape};
 pub use ledger::LedgerReport;
 pub use options::{
-    EngineOptions, KvMode, LmcacheOptions, LoadFailure, Notices, Options, Role, Strict, Timing,
+    EcMode, EngineOptions, KvMode, LmcacheOptions, LoadFailure, Notices, Options, Role, Strict,
+    Timing,
 };
 pub use sim::Sim;
 pub use text::{detokenize, expected, mark, tokenize};

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, LedgerReport, lock};
 use crate::options::{Notices, Options};
@@ -58,6 +59,7 @@ impl Sim {
             engines,
             ledger,
             transfers: Transfers::default(),
+            encodings: Encodings::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -136,12 +138,18 @@ impl Sim {
     }
 
     pub fn ledger(&self) -> LedgerReport {
-        let mut report = self.world.ledger.report(self.world.now());
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let encodings = &self.world.encodings;
         let transfers = &self.world.transfers;
-        report.pushes = transfers.pushes.load(Ordering::Relaxed);
-        report.loaded = transfers.loaded.load(Ordering::Relaxed);
-        report.recomputed = transfers.recomputed.load(Ordering::Relaxed);
-        report
+        LedgerReport {
+            encoded: load(&encodings.encoded),
+            embedded: load(&encodings.embedded),
+            transferred: load(&encodings.transferred),
+            pushes: load(&transfers.pushes),
+            loaded: load(&transfers.loaded),
+            recomputed: load(&transfers.recomputed),
+            ..self.world.ledger.report(self.world.now())
+        }
     }
 
     /// Where the workers of the prefill engines send LMCache's notices, from now on.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, lock};
 use crate::options::EngineOptions;
@@ -20,6 +21,7 @@ pub(crate) struct World {
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
     pub transfers: Transfers,
+    pub encodings: Encodings,
 }
 
 pub(crate) struct Shared {
