@@ -256,7 +256,10 @@ fn a_batch_goes_to_decode_alone() {
 
 #[test]
 fn a_chat_takes_the_engines_own_path_with_all_that_is_in_it() {
-    let rig = rig(1, 1, 1);
+    // It is a short one.
+    let mut engines = engines(1, 1, 1);
+    engines[0].lmcache.block = 0;
+    let rig = rig_with(engines, |config| config.lmcache.short_prompt = 0);
     let mut client = rig.client();
     client.send(post_bytes("/v1/chat/completions", CHAT, ""));
     let response = client.response();
