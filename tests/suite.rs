@@ -36,6 +36,7 @@ mod handshakes;
 mod http;
 mod lmcache;
 mod matrix;
+mod multiturn;
 mod structure;
 mod wire;
 mod xpyd;

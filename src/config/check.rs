@@ -94,8 +94,8 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "lmcache" | "mooncake" | "nixl" | "nixl_flat" | "offloading" | "sequential" | "sglang"
-        | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
+        "lmcache" | "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading"
+        | "sequential" | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -110,13 +110,13 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
+    check_sidecar(config, report);
+    check_epd(config, places, known, report);
     let receivers = match report.is_set("zmq") {
         true => "zmq.receivers",
         false => "lmcache.receivers",
     };
     lmcache::check(config, receivers, report);
-    check_sidecar(config, report);
-    check_epd(config, places, known, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -258,9 +258,11 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
             return;
         }
         let message = match config.surface {
-            Surface::Native | Surface::Lmcache | Surface::Epd | Surface::Sidecar => {
-                "no instances are configured"
-            }
+            Surface::Native
+            | Surface::Epd
+            | Surface::Lmcache
+            | Surface::Multiturn
+            | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -426,6 +428,32 @@ fn check_cores(cores: &Cores, report: &mut Report) {
     }
 }
 
+fn check_multiturn(config: &Config, report: &mut Report) {
+    if config.handshake != "multiturn" {
+        if config.multiturn != super::Multiturn::default() {
+            let message = format!("it has no effect on the handshake '{}'", config.handshake);
+            report.warning("multiturn", message, "write handshake: multiturn");
+        }
+        return;
+    }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        let message = "the handshake 'multiturn' sends decode's own first token";
+        report.problem("first_token_source", message, "remove it");
+    }
+    if config.multiturn.ttl > ENGINE_TTL {
+        let message = format!(
+            "{} is longer than engines keep the blocks by default ({})",
+            show_duration(config.multiturn.ttl),
+            show_duration(ENGINE_TTL)
+        );
+        let fix = "give the engines a longer decoder_kv_blocks_ttl, or lower it";
+        report.warning("multiturn.ttl", message, fix);
+    }
+}
+
+/// `decoder_kv_blocks_ttl` of vLLM.
+const ENGINE_TTL: Duration = Duration::from_secs(480);
+
 fn check_pairs(config: &Config, report: &mut Report) {
     let Limits {
         body_bytes_max,
@@ -445,6 +473,7 @@ fn check_pairs(config: &Config, report: &mut Report) {
             .unwrap_or("limits");
         report.problem(key, message, "raise the first or lower the second");
     }
+    check_multiturn(config, report);
     let retry = &config.retry;
     ordered(
         report,
@@ -536,6 +565,10 @@ pub fn print(config: &Config) -> String {
     let (now, usual) = (startup_shown(startup), startup_shown(&Default::default()));
     if now != usual {
         line("startup", &differing(&now, &usual));
+    }
+    if config.handshake == "multiturn" {
+        let (now, usual) = (multiturn(&config.multiturn), multiturn(&Default::default()));
+        line("multiturn", &differing(&now, &usual));
     }
     let scheduling = &config.scheduling;
     line(
@@ -694,6 +727,28 @@ fn epd(epd: &super::epd::Epd) -> Shown {
         ("media_max", media_max.to_string()),
         ("dynamic_registration", dynamic_registration.to_string()),
         ("evicted_ttl", ttl),
+    ]
+}
+
+fn multiturn(multiturn: &super::Multiturn) -> Shown {
+    let super::Multiturn {
+        ttl,
+        entries_max,
+        bytes_max,
+        expose_kv_params,
+        remote_host,
+        redis,
+        redis_timeout,
+    } = multiturn;
+    let redis = redis.as_ref().map_or("none".into(), ToString::to_string);
+    vec![
+        ("ttl", show_duration(*ttl)),
+        ("entries_max", entries_max.to_string()),
+        ("bytes_max", show_bytes(*bytes_max)),
+        ("expose_kv_params", expose_kv_params.to_string()),
+        ("remote_host", remote_host.name().into()),
+        ("redis", redis),
+        ("redis_timeout", show_duration(*redis_timeout)),
     ]
 }
 

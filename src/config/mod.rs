@@ -12,6 +12,7 @@ pub mod epd;
 pub mod legacy;
 pub mod lmcache;
 pub mod load;
+pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
@@ -24,6 +25,7 @@ mod yaml;
 
 pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+pub use multiturn::{Multiturn, RedisAddress, RemoteHost};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +53,7 @@ pub struct Config {
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
     pub models: Models,
+    pub multiturn: Multiturn,
     pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
@@ -128,12 +131,14 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
-    /// That of LMCache's `disagg_proxy_server`.
-    Lmcache,
     /// That of vLLM's `disagg_epd_proxy.py`.
     Epd,
     /// That of llm-d's sidecar: all but a few paths are the decode engine's.
     Sidecar,
+    /// That of vLLM's multi-turn proxy.
+    Multiturn,
+    /// That of LMCache's `disagg_proxy_server`.
+    Lmcache,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -143,8 +148,9 @@ impl Surface {
         match self {
             Surface::Epd => "epd",
             Surface::Native => "native",
-            Surface::Lmcache => "lmcache",
             Surface::Sidecar => "sidecar",
+            Surface::Multiturn => "multiturn",
+            Surface::Lmcache => "lmcache",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -361,6 +367,7 @@ impl Default for Config {
             epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
+            multiturn: Multiturn::default(),
             startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),

@@ -46,6 +46,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         first_token_source,
         instances,
         models,
+        multiturn,
         startup,
         scheduling,
         limits,
@@ -120,6 +121,22 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("virtual_nodes", s.virtual_nodes, u.virtual_nodes);
     lines.number("prefix_length", s.prefix_length, u.prefix_length);
     page.section("scheduling", lines);
+
+    let mut lines = Lines::new();
+    let (s, u) = (multiturn, &usual.multiturn);
+    lines.wait("ttl", s.ttl, u.ttl);
+    lines.number("entries_max", s.entries_max, u.entries_max);
+    lines.number("bytes_max", s.bytes_max, u.bytes_max);
+    lines.number("expose_kv_params", s.expose_kv_params, u.expose_kv_params);
+    let host = s.remote_host.name();
+    lines.number("remote_host", host, u.remote_host.name());
+    if let Some(redis) = &s.redis {
+        // With a password it is a comment, to be completed: that is not printed.
+        let hidden = if redis.password.is_some() { "# " } else { "" };
+        lines.put(&format!("{hidden}redis"), quoted(&redis.to_string()), true);
+    }
+    lines.wait("redis_timeout", s.redis_timeout, u.redis_timeout);
+    page.section("multiturn", lines);
 
     let mut lines = Lines::new();
     let (s, u) = (startup, &usual.startup);

@@ -121,6 +121,8 @@ rows! {
         "pdrelay_notice_waits_total", "Waits for notices that KV has arrived at decode, by how they ended.";
     first_tokens(outcome: FirstTokens)
         "pdrelay_first_tokens_total", "Streams whose first token was to come from prefill, by what became of it.";
+    conversations(outcome: Conversation)
+        "pdrelay_conversations_total", "Turns of conversations, by what became of the KV between them.";
     bytes(direction: Direction)
         "pdrelay_bytes_total", "Body bytes received from clients (in) and sent to them (out).";
     chunks()

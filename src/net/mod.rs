@@ -22,6 +22,7 @@ pub mod inbox;
 pub mod limit;
 pub mod listen;
 pub mod pool;
+pub mod redis;
 pub mod runtime;
 pub mod stream;
 pub mod sweep;

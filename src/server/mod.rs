@@ -147,10 +147,10 @@ impl Server {
         let open_files_max = limit::raise_nofile();
         // First what others connect to by themselves (notices): they may have been waiting for us.
         let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
-        let config = shared.config.get();
         let mut doors = Vec::new();
-        for (door, port) in doors::of(&config) {
-            doors.push((door, bind(&config, port, cpus.len())?));
+        let settings = shared.config.get();
+        for (door, port) in doors::of(&settings) {
+            doors.push((door, bind(&settings, port, cpus.len())?));
         }
         let address = doors[0].1[0].local_addr()?;
         let at = |(door, all): &(u16, Vec<TcpListener>)| Ok((*door, all[0].local_addr()?));

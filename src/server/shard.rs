@@ -170,6 +170,7 @@ fn new_shard(
         sweep: Rc::new(Sweep::default()),
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
+        redis: std::cell::OnceCell::new(),
         releases: Releases::new(config.limits.releases_max),
         met: Met::default(),
         budget: Budget::default(),

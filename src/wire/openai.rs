@@ -11,6 +11,10 @@ pub const NIXL_TEMPLATE: &[u8] = br#"{"do_remote_decode":true,"do_remote_prefill
 
 pub const KV_PARAMS: &str = "kv_transfer_params";
 
+/// Which conversation a request belongs to: for proxies, no engine knows it.
+pub const CONVERSATION_ID: &str = "conversation_id";
+pub const CONVERSATION_FIELD: &str = "x-conversation-id";
+
 /// What routing and scheduling read from a generate body; ranges were scanned once.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {

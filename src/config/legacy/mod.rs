@@ -12,6 +12,7 @@ pub mod argparse;
 pub mod epd;
 pub mod goflag;
 pub mod lmcache;
+pub mod multiturn;
 pub mod sidecar;
 pub mod xpyd;
 
@@ -36,6 +37,7 @@ pub struct Program {
 pub static PROGRAMS: &[&Program] = &[
     &epd::PROGRAM,
     &lmcache::PROGRAM,
+    &multiturn::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,
     &xpyd::PROGRAM,

@@ -56,8 +56,8 @@ impl Draft {
     }
 }
 
-// After the macro, which it uses.
 mod epd;
+mod multiturn;
 
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
@@ -72,6 +72,7 @@ pub static TOP: Section<Draft> = Section {
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
         "models" => read_models,
+        "multiturn" => |d, at| _ = at.section(&mut d.config.multiturn, &multiturn::MULTITURN),
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
@@ -344,6 +345,7 @@ pub fn keys() -> Vec<String> {
         .chain(of("health_check.", &HEALTH_CHECK))
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("multiturn.", &multiturn::MULTITURN))
         .chain(of("startup.", &STARTUP))
         .chain(lmcache::keys())
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
@@ -759,10 +761,11 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native', 'epd', 'lmcache', 'sidecar' or 'xpyd'",
+    "'native', 'epd', 'lmcache', 'multiturn', 'sidecar' or 'xpyd'",
     &[
         ("epd", Surface::Epd),
         ("lmcache", Surface::Lmcache),
+        ("multiturn", Surface::Multiturn),
         ("native", Surface::Native),
         ("sidecar", Surface::Sidecar),
         ("xpyd", Surface::Xpyd),

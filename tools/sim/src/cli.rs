@@ -74,6 +74,12 @@ struct Cli {
     stagger: bool,
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
+    /// How media get from encode engines to the others
+    #[arg(long, value_enum, default_value = "v2")]
+    ec: Ec,
+    /// file:// media are taken
+    #[arg(long)]
+    local_media: bool,
     /// With --kv lmcache: workers of each engine
     #[arg(long, default_value_t = 1)]
     ranks: u32,
@@ -84,12 +90,6 @@ struct Cli {
     /// With --kv lmcache: where prefill workers send their notices
     #[arg(long)]
     notices: Option<SocketAddr>,
-    /// How media get from encode engines to the others
-    #[arg(long, value_enum, default_value = "v2")]
-    ec: Ec,
-    /// file:// media are taken
-    #[arg(long)]
-    local_media: bool,
     /// KV is handed over between several pdsim: believe params that name engines of other processes
     #[arg(long)]
     kv_elsewhere: bool,
@@ -152,7 +152,6 @@ impl Cli {
                 Kv::Nixl => KvMode::Nixl,
                 Kv::Lmcache => KvMode::Lmcache,
             },
-            lmcache: self.lmcache(index.saturating_sub(self.prefill) as u16),
             ec: match self.ec {
                 // Without encoders there is nothing to be found again.
                 _ if self.encode == 0 => EcMode::None,
@@ -161,6 +160,7 @@ impl Cli {
                 Ec::V2 => EcMode::V2,
             },
             local_media: self.local_media,
+            lmcache: self.lmcache(index.saturating_sub(self.prefill) as u16),
             kv_elsewhere: self.kv_elsewhere,
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),

@@ -103,8 +103,6 @@ pub struct EngineOptions {
     pub max_model_len: u32,
     pub timing: Timing,
     pub kv: KvMode,
-    /// With `KvMode::Lmcache`.
-    pub lmcache: LmcacheOptions,
     pub ec: EcMode,
     /// Encode engines report metadata with their handles.
     pub ec_metadata: bool,
@@ -114,6 +112,8 @@ pub struct EngineOptions {
     pub images_max: usize,
     /// `file://` media are read.
     pub local_media: bool,
+    /// With `KvMode::Lmcache`.
+    pub lmcache: LmcacheOptions,
     /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
     /// of the right form are taken at their word.
     pub kv_elsewhere: bool,
@@ -131,8 +131,13 @@ pub struct EngineOptions {
     pub fetch_delay: Duration,
     /// The same on first contact. A client that leaves before it is over strands P's KV.
     pub first_contact_delay: Duration,
+    /// Where it says that its KV is (`VLLM_NIXL_SIDE_CHANNEL_HOST`). Nobody is reached by a name that is
+    /// not this machine's.
+    pub side_host: String,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// A chat's answer begins without white space, as those of trained models do.
+    pub trimmed: bool,
     /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
     /// to one prompt differ.
     pub sampling: bool,
@@ -152,12 +157,12 @@ impl EngineOptions {
             } else {
                 KvMode::Nixl
             },
-            lmcache: LmcacheOptions::default(),
             ec: EcMode::None,
             ec_metadata: true,
             ec_addresses: Vec::new(),
             images_max: 0,
             local_media: false,
+            lmcache: LmcacheOptions::default(),
             kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),
@@ -167,7 +172,9 @@ impl EngineOptions {
             keep_alive: Some(Duration::from_secs(5)),
             fetch_delay: Duration::ZERO,
             first_contact_delay: Duration::ZERO,
+            side_host: "127.0.0.1".into(),
             bidirectional: false,
+            trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
         }

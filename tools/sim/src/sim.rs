@@ -58,8 +58,8 @@ impl Sim {
             started: Instant::now(),
             engines,
             ledger,
-            transfers: Transfers::default(),
             encodings: Encodings::default(),
+            transfers: Transfers::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -139,8 +139,7 @@ impl Sim {
 
     pub fn ledger(&self) -> LedgerReport {
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        let encodings = &self.world.encodings;
-        let transfers = &self.world.transfers;
+        let (encodings, transfers) = (&self.world.encodings, &self.world.transfers);
         LedgerReport {
             encoded: load(&encodings.encoded),
             embedded: load(&encodings.embedded),
@@ -150,6 +149,11 @@ impl Sim {
             recomputed: load(&transfers.recomputed),
             ..self.world.ledger.report(self.world.now())
         }
+    }
+
+    /// Tokens whose KV the engine holds for others.
+    pub fn held_tokens(&self, engine: usize) -> u64 {
+        self.world.ledger.held_tokens(engine, self.world.now())
     }
 
     /// Where the workers of the prefill engines send LMCache's notices, from now on.

@@ -20,8 +20,8 @@ pub(crate) struct World {
     pub started: Instant,
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
-    pub transfers: Transfers,
     pub encodings: Encodings,
+    pub transfers: Transfers,
 }
 
 pub(crate) struct Shared {

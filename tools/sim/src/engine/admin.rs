@@ -259,7 +259,7 @@ fn tokenized(engine: &Engine, value: &[u8], chat: bool) -> Result<String, ApiErr
 /// The request that an engine without a front end would get for this chat.
 fn rendered(engine: &Engine, messages: &[u8]) -> Result<String, ApiError> {
     let mut text = Vec::new();
-    of_messages(messages, Some(&mut text), &Lens::default())?;
+    of_messages(messages, Some(&mut text), &super::ec::Lens::default())?;
     let mut model = Vec::new();
     push_string(&mut model, &engine.options().model);
     let (ids, model) = (

@@ -3,7 +3,6 @@
 
 use super::Engine;
 use super::ask::Ask;
-use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{of_ids, of_messages};
 use crate::json::{Member, boolean, elements, integer, is_string, members, string};
@@ -41,7 +40,7 @@ pub(crate) fn read(
     let key = match (chat, member(if chat { b"messages" } else { b"prompt" })) {
         (true, Some(messages)) => {
             let mut text = Vec::new();
-            of_messages(messages, Some(&mut text), &Lens::default())?;
+            of_messages(messages, Some(&mut text), &super::ec::Lens::default())?;
             Some(hash(KEY, &text))
         }
         (false, Some(prompt)) => key_of_prompt(prompt, ask),
