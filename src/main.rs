@@ -181,6 +181,9 @@ fn serve(start: Start) -> ExitCode {
         env!("CARGO_PKG_VERSION"),
         server.address
     );
+    if let Some(address) = server.notices() {
+        log::info(|| format!("notices are taken at tcp://{address}"));
+    }
     server.on_failure(signal::raise_end);
     if let Some(file) = start.file {
         watch_file(file);

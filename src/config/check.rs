@@ -551,7 +551,7 @@ pub fn print(config: &Config) -> String {
             &differing(&epd(&config.epd), &epd(&Default::default())),
         );
     }
-    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+    if lmcache::used(config) && config.lmcache.variant == lmcache::Variant::Notified {
         let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
         line("notices", &format!("tcp://{}", Address::tcp(host, port)));
     }

@@ -263,6 +263,10 @@ impl Server {
                 log::error(|| "a thread ended in a panic".into());
             }
         }
+        // Whoever comes next wants its address, whatever still holds on to `Shared`.
+        if let Some(socket) = self.shared.handshake.notices() {
+            socket.pull.close();
+        }
     }
 }
 

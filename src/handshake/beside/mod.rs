@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::config::sidecar::{PinnedFailure, Sidecar};
 use crate::config::{Config, Role};
 use crate::error::Stage;
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
 
@@ -38,6 +39,10 @@ struct Beside {
 impl Handshake for Beside {
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a> {
         Box::pin(self.script(x, reply))
+    }
+
+    fn notices(&self) -> Option<&NoticeSocket> {
+        self.inner.notices()
     }
 }
 
