@@ -12,6 +12,7 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     match surface {
         Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
         Surface::Epd => detail(epd(error).unwrap_or(&reason)),
+        Surface::Sidecar => sidecar(error, &reason),
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -31,9 +32,54 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
 pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
-        Surface::Native => error_body(NO_PATH, kind.class(), kind.status()),
+        Surface::Native | Surface::Sidecar => error_body(NO_PATH, kind.class(), kind.status()),
         Surface::Epd | Surface::Xpyd => detail("Not Found"),
     }
+}
+
+/// Beside an engine that is not there (yet).
+fn not_ready(error: &Error) -> bool {
+    error.kind == Kind::ConnectFailed && error.stage == Stage::DecodeHead
+}
+
+/// The status of an error, which one surface says otherwise.
+pub fn status(surface: Surface, error: &Error) -> u16 {
+    match surface {
+        Surface::Sidecar if not_ready(error) => Kind::NoInstance.status(),
+        _ => error.kind.status(),
+    }
+}
+
+/// What its body is.
+pub fn content_type(surface: Surface, error: &Error) -> &'static str {
+    match (surface, error.kind) {
+        (Surface::Sidecar, Kind::Forbidden) => "text/plain; charset=utf-8",
+        _ => "application/json",
+    }
+}
+
+/// As llm-d's sidecar says it, in the form of vLLM's older errors.
+fn sidecar(error: &Error, reason: &str) -> Vec<u8> {
+    if error.kind == Kind::Forbidden {
+        return format!("{}\n", error.cause).into_bytes();
+    }
+    let status = status(Surface::Sidecar, error);
+    let class = match status {
+        400..=499 => "BadRequestError",
+        502 => "BadGateway",
+        503 => "ServiceUnavailable",
+        504 => "GatewayTimeout",
+        _ => "InternalServerError",
+    };
+    let mut out = br#"{"object":"error","message":"#.to_vec();
+    match not_ready(error) {
+        true => put_string(&mut out, &format!("The decode node is not ready. {reason}")),
+        false => put_string(&mut out, reason),
+    }
+    out.extend_from_slice(br#","type":"#);
+    put_string(&mut out, class);
+    out.extend_from_slice(format!(r#","param":"","code":{status}}}"#).as_bytes());
+    out
 }
 
 /// How an error ends that is about a role without any instance.

@@ -7,6 +7,7 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod beside;
 mod epd;
 mod nixl;
 mod sequential;
@@ -17,6 +18,8 @@ use std::pin::Pin;
 
 use crate::config::{Config, Role};
 use crate::exchange::{Exchange, Reply, Stop};
+
+pub use beside::beside;
 
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;

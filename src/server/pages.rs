@@ -95,6 +95,10 @@ async fn page(
     let fail = |kind, what: &'static str| Err(Error::new(kind, Stage::Body, what));
     let surface = shard.tools.config().surface;
     match route {
+        Route::Health if surface == Surface::Sidecar => Ok(Page {
+            content_type: "",
+            ..json(200, Vec::new())
+        }),
         Route::Health => Ok(json(200, br#"{"status":"ok"}"#.to_vec())),
         Route::Ready if shard.shared.ready() => Ok(json(200, br#"{"status":"ready"}"#.to_vec())),
         Route::Ready if shard.draining() => fail(Kind::Draining, "the proxy is draining"),
@@ -106,7 +110,7 @@ async fn page(
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {
                 content_type: match surface {
-                    Surface::Epd | Surface::Native => metrics::CONTENT_TYPE,
+                    Surface::Epd | Surface::Native | Surface::Sidecar => metrics::CONTENT_TYPE,
                     Surface::Xpyd => metrics::xpyd::CONTENT_TYPE,
                 },
                 ..json(status, body)

@@ -7,6 +7,7 @@
 //! * **To extend:** a new format is one file, pure, with a proptest over every split of its bytes.
 
 pub mod canonical;
+pub mod cap;
 pub mod chunk;
 pub mod first_token;
 pub mod head;
@@ -15,3 +16,4 @@ pub mod media;
 pub mod openai;
 pub mod prompt;
 pub mod sse;
+pub mod usage;

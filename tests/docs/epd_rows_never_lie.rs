@@ -33,7 +33,9 @@ struct Row {
 /// All rows, and the titles of the sections by their kind.
 fn table() -> (Vec<Row>, Vec<(&'static str, &'static str)>) {
     let (mut rows, mut titles): (Vec<Row>, Vec<_>) = (Vec::new(), Vec::new());
-    let lines = SOURCE.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+    let lines = SOURCE
+        .lines()
+        .filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
     for line in lines {
         if let Some((kind, title)) = line.strip_prefix('[').and_then(|l| l.split_once("] ")) {
             titles.push((kind, title));
@@ -44,7 +46,14 @@ fn table() -> (Vec<Row>, Vec<(&'static str, &'static str)>) {
             panic!("{line}");
         };
         let kind = titles.last().expect("a section comes first").0;
-        rows.push(Row { kind, name, versions, status, note, shown });
+        rows.push(Row {
+            kind,
+            name,
+            versions,
+            status,
+            note,
+            shown,
+        });
     }
     (rows, titles)
 }
@@ -61,12 +70,16 @@ fn the_page_is_the_table() {
     let mut text = INTRO.to_owned();
     let (rows, titles) = table();
     for (kind, title) in titles {
-        text += &format!("\n## {title}\n\n| what | in | here | difference and reason, or remark | held by |\n");
+        text += &format!(
+            "\n## {title}\n\n| what | in | here | difference and reason, or remark | held by |\n"
+        );
         text += "|---|---|---|---|---|\n";
         for row in rows.iter().filter(|row| row.kind == kind) {
             let name = match row.name.split_once(" (") {
                 _ if kind == "behaviour" || row.name.starts_with("others") => row.name.to_owned(),
-                _ if row.name.ends_with("flags") || row.name.starts_with("uuid of") => row.name.to_owned(),
+                _ if row.name.ends_with("flags") || row.name.starts_with("uuid of") => {
+                    row.name.to_owned()
+                }
                 Some((name, more)) => format!("`{name}` ({more}"),
                 None => format!("`{}`", row.name),
             };
@@ -79,7 +92,10 @@ fn the_page_is_the_table() {
                 _ => String::new(),
             };
             let note = cell(row.note);
-            text += &format!("| {name} | {} | {} | {note} | {held} |\n", row.versions, row.status);
+            text += &format!(
+                "| {name} | {} | {} | {note} | {held} |\n",
+                row.versions, row.status
+            );
         }
     }
     is_the_page("docs/epd/compatibility.md", &text);
@@ -89,11 +105,23 @@ fn the_page_is_the_table() {
 fn every_difference_has_its_reason() {
     let mut seen = BTreeSet::new();
     for row in table().0 {
-        assert!(["same", "differs", "absent"].contains(&row.status), "{}", row.name);
+        assert!(
+            ["same", "differs", "absent"].contains(&row.status),
+            "{}",
+            row.name
+        );
         let known = |v: &str| ["v1", "v2", "v3", "ours"].contains(&v);
         assert!(row.versions.split(' ').all(known), "{}", row.name);
-        assert!(row.status == "same" || row.note.len() > 10 || row.note == "as above", "{}", row.name);
-        assert!(seen.insert((row.kind, row.name)), "{} is there twice", row.name);
+        assert!(
+            row.status == "same" || row.note.len() > 10 || row.note == "as above",
+            "{}",
+            row.name
+        );
+        assert!(
+            seen.insert((row.kind, row.name)),
+            "{} is there twice",
+            row.name
+        );
     }
 }
 
@@ -116,9 +144,16 @@ impl Terminal for Silent {
 
 /// How it ends (and what it would serve), and what it said.
 fn call(line: &str, env: &[(&str, &str)]) -> (String, String, String) {
-    let args: Vec<String> = line.split(' ').filter(|w| !w.is_empty()).map(Into::into).collect();
+    let args: Vec<String> = line
+        .split(' ')
+        .filter(|w| !w.is_empty())
+        .map(Into::into)
+        .collect();
     let (handshakes, policies) = (pdrelay::handshake::names(), pdrelay::policy::names());
-    let known = Known { handshakes: &handshakes, policies: &policies };
+    let known = Known {
+        handshakes: &handshakes,
+        policies: &policies,
+    };
     let env = |name: &str| {
         let found = env.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| (*value).to_owned())
@@ -154,7 +189,11 @@ fn flags_are_taken_and_mean_something() {
         let (end, config, said) = call(&line, KEY);
         assert_eq!(end, expected, "{line}: {said}");
         // These have the usual value in the example, or it is the base itself.
-        let usual = ["--prefill-servers-urls", "--ec-consumer-dp-size", "--dynamic-registration"];
+        let usual = [
+            "--prefill-servers-urls",
+            "--ec-consumer-dp-size",
+            "--dynamic-registration",
+        ];
         if end == "serve" && !usual.contains(&row.name) {
             assert!(config != *before, "{line} changes nothing");
         }
@@ -164,7 +203,10 @@ fn flags_are_taken_and_mean_something() {
     let known: BTreeSet<&str> = listed.split([' ', ',']).collect();
     let flags = help.lines().filter(|l| l.starts_with("  -"));
     let mut count = 0;
-    for flag in flags.flat_map(|l| l.split([' ', ','])).filter(|w| w.starts_with('-')) {
+    for flag in flags
+        .flat_map(|l| l.split([' ', ',']))
+        .filter(|w| w.starts_with('-'))
+    {
         assert!(known.contains(flag), "{flag} is not in the table");
         count += 1;
     }
@@ -196,7 +238,11 @@ fn endpoints_are_where_they_were() {
 fn variables_are_read() {
     let mut listed = BTreeSet::new();
     for row in of("variables") {
-        assert!(read(row.shown).contains(&format!("\"{}\"", row.name)), "{}", row.name);
+        assert!(
+            read(row.shown).contains(&format!("\"{}\"", row.name)),
+            "{}",
+            row.name
+        );
         listed.insert(row.name);
     }
     let text = read("src/config/legacy/epd/mod.rs");
@@ -225,7 +271,12 @@ fn bytes_are_held_by_the_tests_that_are_named() {
                 "video_embeds" | "content-type" => continue,
                 name => name.to_lowercase(),
             };
-            assert!(all.contains(&wanted), "{}: {name} is not in {}", row.name, row.shown);
+            assert!(
+                all.contains(&wanted),
+                "{}: {name} is not in {}",
+                row.name,
+                row.shown
+            );
         }
     }
 }

@@ -10,6 +10,8 @@
 
 pub mod argparse;
 pub mod epd;
+pub mod goflag;
+pub mod sidecar;
 pub mod xpyd;
 
 use std::path::PathBuf;
@@ -30,7 +32,13 @@ pub struct Program {
     pub migrate: fn(&mut Call) -> Result<Migrated, u8>,
 }
 
-pub static PROGRAMS: &[&Program] = &[&epd::PROGRAM, &xpyd::PROGRAM, &xpyd::start::PROGRAM];
+pub static PROGRAMS: &[&Program] = &[
+    &epd::PROGRAM,
+    &sidecar::PROGRAM,
+    &sidecar::ROUTING,
+    &xpyd::PROGRAM,
+    &xpyd::start::PROGRAM,
+];
 
 /// By its subcommand.
 pub fn by_name(name: &str) -> Option<&'static Program> {
