@@ -20,6 +20,7 @@ impl Server {
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
+        new.epd = old.epd.clone();
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
@@ -39,6 +40,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("epd", old.epd == new.epd),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),
