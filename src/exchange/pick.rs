@@ -47,6 +47,16 @@ impl Exchange {
         self.pick_except(role, &[])
     }
 
+    /// This one, whatever its standing and whoever else there is.
+    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
+        let now = now_ms();
+        let half_open = instance.breaker.state(now) == State::HalfOpen;
+        Picked {
+            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+            trial: half_open && instance.breaker.claim_trial(now),
+        }
+    }
+
     /// From now on every pick of its role is this one: others have been told of it.
     pub fn pin(&self, instance: &Arc<Instance>) {
         self.pinned.borrow_mut().push(instance.clone());
@@ -120,13 +130,23 @@ impl Exchange {
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
     }
 
-    /// This one, whatever its standing: nobody else will do.
-    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
+    /// The instance of this number, if it can be chosen now; else as [`Exchange::pick`].
+    pub fn pick_again(&self, role: Role, index: Option<usize>) -> Result<Picked, Stop> {
         let now = now_ms();
-        let trial = instance.breaker.state(now) == State::HalfOpen;
-        Picked {
-            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
-            trial: trial && instance.breaker.claim_trial(now),
+        let wanted = |one: &&Arc<Instance>| {
+            let closed = one.breaker.state(now) != State::HalfOpen && one.in_standing(now);
+            Some(one.index) == index && closed && !one.draining()
+        };
+        let members = match index {
+            Some(_) => self.members_now(role),
+            None => Vec::new(),
+        };
+        match members.iter().find(wanted) {
+            Some(instance) if !self.avoid.borrow().contains(&instance.index) => Ok(Picked {
+                in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+                trial: false,
+            }),
+            _ => self.pick(role),
         }
     }
 

@@ -216,7 +216,9 @@ fn addable(
     }
     let same = |other: &&std::sync::Arc<Instance>| {
         let theirs = other.targets.get();
-        theirs.iter().any(|target| targets.contains(target))
+        // Behind one address there may be several, told apart by their prefixes.
+        other.address.prefix() == one.address.prefix()
+            && theirs.iter().any(|target| targets.contains(target))
     };
     match cluster.instances.iter().find(same) {
         Some(other) if other.address == one.address => Err(Refused::Exists(format!(
