@@ -23,6 +23,7 @@ use crate::cluster::{Cluster, Instance};
 use crate::config::{Address, InstanceConfig, Role, Secret};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::Request;
+use crate::handshake;
 use crate::log;
 use crate::net::stream::Target;
 use crate::wire::head::{Method, Name};
@@ -203,8 +204,11 @@ fn addable(
     one: &InstanceConfig,
     found: &[(Address, Vec<Target>)],
 ) -> Result<(), Refused> {
-    if one.role != Role::Aggregated && !shared.needs.contains(&one.role) {
-        return Err(Refused::Unused(one.role, shared.handshake_name));
+    let name = shared.handshake_name;
+    let of_row = handshake::find(name).map_or(&[][..], |spec| spec.needs);
+    let needed = shared.needs.contains(&one.role) || of_row.contains(&one.role);
+    if one.role != Role::Aggregated && !needed {
+        return Err(Refused::Unused(one.role, name));
     }
     let mut targets = literal(&one.address);
     if let Some((_, looked_up)) = found.iter().find(|(name, _)| *name == one.address) {

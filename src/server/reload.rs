@@ -20,6 +20,7 @@ impl Server {
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
+        new.epd = old.epd.clone();
         new.cores = old.cores.clone();
         new.lmcache = old.lmcache.clone();
         new.scheduling = old.scheduling.clone();
@@ -50,6 +51,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("epd", old.epd == new.epd),
         ("lmcache", old.lmcache == new.lmcache),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),

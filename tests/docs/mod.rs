@@ -1,6 +1,7 @@
 //! The documents, held to the program: tables are checked row by row, commands are run, links followed.
 
 mod commands_never_fail;
+mod epd_rows_never_lie;
 mod links_never_lead_nowhere;
 mod lmcache_rows_never_lie;
 mod metrics_never_lack_a_line;
