@@ -12,6 +12,7 @@
 pub mod breaker;
 pub mod change;
 pub mod fetch;
+pub mod guest;
 pub mod health;
 pub mod learn;
 pub mod load;

@@ -19,7 +19,8 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "sequential" | "nixl" | "multiturn" => Some(&[Role::Prefill, Role::Decode]),
+        "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading" | "sequential"
+        | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -34,6 +35,7 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
+    check_sidecar(config, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -185,15 +187,20 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
         let message = match config.surface {
-            Surface::Native | Surface::Multiturn => "no instances are configured",
+            Surface::Native | Surface::Multiturn | Surface::Sidecar => {
+                "no instances are configured"
+            }
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
         report.problem("", message, fix);
         return;
     }
-    let Some(needed) = needs(handshake) else {
-        return;
+    let needed = match (&config.sidecar, needs(handshake)) {
+        (_, None) => return,
+        // P comes with the request.
+        (Some(_), Some(needed)) if needed.contains(&Role::Prefill) => &[Role::Decode],
+        (_, Some(needed)) => needed,
     };
     if places.iter().any(|place| is_of_models(place)) {
         check_models(config, report);
@@ -249,11 +256,6 @@ fn any_stage_is_set(report: &Report) -> bool {
 fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
     let mut first: HashMap<&Address, Role> = HashMap::new();
     for (instance, place) in config.instances.iter().zip(places) {
-        let text = &instance.address;
-        if instance.address.tls() {
-            let message = format!("Instance '{text}': engines behind TLS are not supported yet");
-            report.problem(place, message, "write http://");
-        }
         let role = *first.entry(&instance.address).or_insert(instance.role);
         if role != instance.role {
             let message = format!(
@@ -264,6 +266,58 @@ fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
             );
             report.problem(place, message, "one engine has one role");
         }
+    }
+}
+
+fn check_sidecar(config: &Config, report: &mut Report) {
+    let Some(sidecar) = &config.sidecar else {
+        if config.surface == Surface::Sidecar {
+            let message = "surface: sidecar has no sidecar section";
+            report.problem("surface", message, "write sidecar: {} as well");
+        }
+        return;
+    };
+    if config.surface != Surface::Sidecar && report.is_sound("surface") {
+        let key = if report.is_set("surface") {
+            "surface"
+        } else {
+            "sidecar"
+        };
+        let message = "sidecar goes with surface: sidecar, whose paths are the engine's";
+        report.problem(key, message, "write surface: sidecar");
+    }
+    if ![
+        "mooncake",
+        "nixl",
+        "nixl_flat",
+        "offloading",
+        "sequential",
+        "sglang",
+        "shared_storage",
+    ]
+    .contains(&config.handshake.as_str())
+    {
+        let message = format!(
+            "handshake {} takes no prefill instance from a header",
+            config.handshake
+        );
+        report.problem("handshake", message, "use nixl, or remove sidecar");
+    }
+    if config.instances.len() > 1024 {
+        let message = "a sidecar has at most 1024 decode instances, one per rank";
+        report.problem("decode", message, "list the engine next to it");
+    }
+    if sidecar.p2p_pull && config.handshake != "nixl" {
+        let message = "p2p_pull goes with handshake nixl only";
+        report.problem("sidecar.p2p_pull", message, "remove it");
+    }
+    let ranks = count(config, Role::Decode) as u16;
+    let own = sidecar.metrics_port;
+    if own.is_some_and(|port| {
+        port != 0 && (config.port..config.port.saturating_add(ranks)).contains(&port)
+    }) {
+        let message = "metrics_port is a port that a rank listens on";
+        report.problem("sidecar.metrics_port", message, "choose another one");
     }
 }
 

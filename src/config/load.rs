@@ -256,6 +256,10 @@ pub fn load_over(
         (None, Some(mode)) => mode.into(),
         (None, None) => config.handshake,
     };
+    if config.sidecar.is_some() && !report.is_set("retry.enabled") {
+        // One P and one D: there is nobody else to ask, and P has a policy of its own.
+        config.retry.enabled = false;
+    }
     check::drop_unknown_schedulers(&mut config, known, &mut report);
     check::check(&config, &places, known, &mut report);
 

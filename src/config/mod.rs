@@ -14,6 +14,7 @@ pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
+pub mod sidecar;
 #[cfg(test)]
 mod tests;
 pub mod topology;
@@ -60,6 +61,11 @@ pub struct Config {
     pub cores: Cores,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
+    /// P comes from a header of the request.
+    pub sidecar: Option<sidecar::Sidecar>,
+    /// TLS towards clients; `None`: plain HTTP only.
+    pub tls: Option<sidecar::Tls>,
+    pub upstream_tls: sidecar::UpstreamTls,
     /// Replaces the client's `Authorization` towards engines, only if set. Env `OPENAI_API_KEY` wins.
     pub openai_api_key: Option<Secret>,
     /// For the admin API. Env `ADMIN_API_KEY` wins.
@@ -119,6 +125,8 @@ pub enum Surface {
     Native,
     /// That of vLLM's multi-turn proxy.
     Multiturn,
+    /// That of llm-d's sidecar: all but a few paths are the decode engine's.
+    Sidecar,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -128,6 +136,7 @@ impl Surface {
         match self {
             Surface::Native => "native",
             Surface::Multiturn => "multiturn",
+            Surface::Sidecar => "sidecar",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -352,6 +361,9 @@ impl Default for Config {
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
             forward: Vec::new(),
+            sidecar: None,
+            tls: None,
+            upstream_tls: sidecar::UpstreamTls::default(),
             openai_api_key: None,
             admin_api_key: None,
         }

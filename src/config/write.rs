@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::quantity::show_duration;
+use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
 
 /// Something to know about a key, or (key empty) about the whole.
@@ -53,6 +54,9 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         circuit_breaker,
         cores,
         forward,
+        sidecar,
+        tls,
+        upstream_tls,
         openai_api_key: _,
         admin_api_key: _,
     } = config;
@@ -230,6 +234,14 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         &format!("[{}]", paths.join(", ")),
         !forward.is_empty(),
     );
+    if let Some(sidecar) = sidecar {
+        page.section("sidecar", Lines::of(sidecar::write_sidecar(sidecar)));
+    }
+    if let Some(tls) = tls {
+        page.section("tls", Lines::of(sidecar::write_tls(tls)));
+    }
+    let lines = sidecar::write_upstream_tls(upstream_tls);
+    page.section("upstream_tls", Lines::of(lines));
     for (key, variable, secret) in [
         ("openai_api_key", "OPENAI_API_KEY", &config.openai_api_key),
         ("admin_api_key", "ADMIN_API_KEY", &config.admin_api_key),
@@ -391,6 +403,14 @@ impl Lines {
         Lines(String::new())
     }
 
+    fn of(all: Vec<(&str, String)>) -> Lines {
+        let mut lines = Lines::new();
+        for (key, value) in all {
+            lines.put(key, value, true);
+        }
+        lines
+    }
+
     fn put(&mut self, key: &str, value: String, differs: bool) {
         if differs {
             _ = writeln!(self.0, "  {key}: {value}");
@@ -413,7 +433,7 @@ impl Lines {
 }
 
 /// In double quotes: safe whatever it holds.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

@@ -40,6 +40,14 @@ impl Answer {
         }
     }
 
+    /// As an answer that only says how it went.
+    pub fn without_body(mut self) -> Answer {
+        self.bytes.truncate(self.head_len);
+        self.decoded = None;
+        self.object = Object::default();
+        self
+    }
+
     fn good(&self) -> bool {
         (200..300).contains(&self.head.status)
     }
@@ -58,8 +66,13 @@ impl Exchange {
     /// The client's request as a prefill leg: one token, one choice, a whole answer.
     pub fn prefill_leg(&self) -> Leg {
         let mut leg = Leg::new(Stage::Prefill);
-        leg.edits = openai::prefill_edits();
+        leg.plain_answer = true;
         let request = self.request();
+        if let Some(pins) = &self.pins {
+            leg.edits = pins.prefill_edits(&request);
+            return leg;
+        }
+        leg.edits = openai::prefill_edits();
         let stream = request.object.get(request.body(), "stream");
         if matches!(stream, None | Some(b"false" | b"null")) {
             // Engines reject such options without a stream. Were they taken out here, P would hold KV
@@ -68,7 +81,6 @@ impl Exchange {
                 .retain(|edit| !matches!(edit, Edit::Remove("stream_options")));
         }
         leg.edits.push(Edit::Remove(openai::KV_PARAMS));
-        leg.plain_answer = true;
         leg
     }
 

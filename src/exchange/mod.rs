@@ -12,6 +12,7 @@ pub mod conversation;
 pub mod first_token;
 pub mod grant;
 pub mod pick;
+pub mod pinned;
 pub mod relay;
 pub mod release;
 pub mod reply;
@@ -19,6 +20,7 @@ pub mod request;
 pub mod rewrite;
 pub mod send;
 pub mod shape;
+pub mod usage;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -52,6 +54,8 @@ pub struct Tools {
     pub settings: Reader<Config>,
     pub cluster: Reader<Cluster>,
     pub policies: Arc<Policies>,
+    /// Instances that requests have named.
+    pub hosts: Arc<pinned::Hosts>,
     pub buffers: Rc<Buffers>,
     pub pool: Rc<Pool>,
     pub view: Rc<LoadView>,
@@ -121,6 +125,8 @@ pub struct Exchange {
     pub trace: Trace,
     /// Instances (by index) that failed this request: passed over while there are others.
     pub avoid: RefCell<Vec<usize>>,
+    /// Where a header says who serves it.
+    pub pins: Option<Rc<pinned::Pins>>,
     /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
     pub without_prefill: Cell<bool>,
 }
@@ -204,9 +210,11 @@ impl Trace {
 
 impl Exchange {
     pub fn new(tools: &Rc<Tools>, request: Rc<Request>, slot: Rc<Slot>, trace: Trace) -> Exchange {
+        let (cluster, config) = (tools.cluster.get(), tools.config());
         Exchange {
-            cluster: tools.cluster.get(),
-            config: tools.config(),
+            pins: pinned::Pins::of(&config, &cluster, &request),
+            cluster,
+            config,
             scope: Cell::new(Scope::All),
             places: pick::Places::default(),
             tools: tools.clone(),
@@ -242,6 +250,7 @@ impl Exchange {
             places: pick::Places::default(),
             trace: Trace::new(self.trace.started),
             avoid: self.avoid.clone(),
+            pins: self.pins.clone(),
             without_prefill: self.without_prefill.clone(),
         };
         detached.trace.stage.set(self.trace.stage.get());

@@ -45,6 +45,11 @@ impl Exchange {
     /// list that this request began with may have been replaced since.
     pub fn pick_except(&self, role: Role, tried: &[usize]) -> Result<Picked, Stop> {
         let cluster = self.tools.cluster.get();
+        if let Some(pins) = &self.pins
+            && let Some(instance) = pins.instance(role)
+        {
+            return Ok(self.pick_this(&instance));
+        }
         let scope = self.scope_in(&cluster);
         let instances = scope.map_or(&[][..], |scope| cluster.members(scope, role));
         let now = now_ms();
@@ -73,6 +78,16 @@ impl Exchange {
             }
         }
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
+    }
+
+    /// This one, whatever its standing: nobody else will do.
+    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
+        let now = now_ms();
+        let trial = instance.breaker.state(now) == State::HalfOpen;
+        Picked {
+            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+            trial: trial && instance.breaker.claim_trial(now),
+        }
     }
 
     fn prompt_tokens(&self) -> u64 {

@@ -521,6 +521,7 @@ impl Reply {
         if !ours.contains(&self.slot.fired()) {
             x.charge_failure(&opened.picked, failure);
         }
+        self.broken = true;
         x.tools.metrics.inc(Counter::broken_streams(why));
         if let Some(mid_event) = relay.room_for_event() {
             let body = error_body(&error.to_string(), kind.class(), kind.status());

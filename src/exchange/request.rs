@@ -21,6 +21,8 @@ pub struct Request {
     /// The client's `X-Request-Id`, or ours: the same on every leg and in the reply.
     pub id: Box<str>,
     pub peer: Option<IpAddr>,
+    /// Which of the proxy's ports it came in on: the main one is 0.
+    pub door: u16,
     /// For generate requests: the index of the body.
     pub object: Object,
     pub summary: Summary,
@@ -86,6 +88,7 @@ impl Request {
             body,
             id,
             peer,
+            door: 0,
             object: Object::default(),
             summary: Summary::default(),
             _held: Some(held),
@@ -103,6 +106,7 @@ impl Request {
             body: 0..0,
             id: self.id.clone(),
             peer: self.peer,
+            door: self.door,
             object: Object::default(),
             summary: self.summary.clone(),
             _held: None,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Instance;
+use crate::cluster::guest::RESOLVE_WAIT;
 use crate::config::{Role, Timeouts};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
@@ -27,7 +28,7 @@ use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 use crate::wire::json::{self, Edit, Piece};
 
 use super::grant::Grant;
-use super::{Exchange, Picked, Stop};
+use super::{Exchange, Picked, Stop, pinned};
 
 /// Bodies up to this are copied behind the head and sent in one piece: cheaper than a gathered write.
 const COPY_MAX: usize = 16 << 10;
@@ -232,7 +233,7 @@ impl Exchange {
         tried.push(picked.instance().index);
         // Should nobody be left, the access line names the last one that was tried.
         *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
-        if leg.alone {
+        if leg.alone || self.pins.is_some() {
             let error = Error::new(Kind::ConnectFailed, leg.stage, "it cannot be reached");
             return Err(error.at(&picked.instance().name).into());
         }
@@ -289,6 +290,9 @@ impl Exchange {
                 return Ok(lease);
             }
         }
+        if self.pins.is_some() {
+            Box::pin(self.resolved(instance)).await;
+        }
         let targets = instance.targets.get();
         let mut last = io::Error::other("its name has no address (yet)");
         for target in targets.iter() {
@@ -298,6 +302,12 @@ impl Exchange {
                 guard = Some(self.slot.watch_upstream(fd));
             })
             .await;
+            let result = match result {
+                Ok(plain) if instance.address.tls() => {
+                    Box::pin(tools.hosts.secure(plain, instance)).await
+                }
+                result => result,
+            };
             drop(guard);
             self.slot.disarm();
             match result {
@@ -315,6 +325,17 @@ impl Exchange {
             }
         }
         Err(last)
+    }
+
+    /// A name that came in a header may be on its way to an address.
+    async fn resolved(&self, instance: &Instance) {
+        let began = Instant::now();
+        while instance.targets.get().is_empty()
+            && began.elapsed() < RESOLVE_WAIT.min(self.config.timeouts.connect)
+            && self.slot.fired().is_none()
+        {
+            monoio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// One try on one connection. Gives the pick back when it fails.
@@ -485,7 +506,12 @@ impl Exchange {
         out.extend_from_slice(picked.instance().prefix.as_bytes());
         out.extend_from_slice(target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(picked.instance().host.as_bytes());
+        let beside = self.pins.is_some();
+        let asked = || request.head.fields.find(head, Name::Host);
+        match beside.then(asked).flatten() {
+            Some(host) => out.extend_from_slice(host),
+            None => out.extend_from_slice(picked.instance().host.as_bytes()),
+        }
         out.extend_from_slice(b"\r\n");
         let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
@@ -501,6 +527,7 @@ impl Exchange {
                 _ => false,
             };
             let skip = skip || leg.replaces(field.name(head));
+            let skip = skip || (beside && pinned::hidden(field.name(head)));
             if !skip && request.head.fields.end_to_end(head, field) {
                 put_field(out, field.name(head), field.value(head));
             }
@@ -516,6 +543,9 @@ impl Exchange {
         }
         for (name, value) in &leg.fields {
             put_field(out, name.as_bytes(), value);
+        }
+        if beside {
+            pinned::put_forwarded(out, &request);
         }
         let id = leg.id.as_deref().unwrap_or(&request.id);
         put_field(out, b"x-request-id", id.as_bytes());

@@ -7,6 +7,7 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod beside;
 mod multiturn;
 mod nixl;
 mod sequential;
@@ -18,6 +19,8 @@ use std::rc::Rc;
 
 use crate::config::{Config, Role};
 use crate::exchange::{Exchange, Reply, Stop, Tools};
+
+pub use beside::beside;
 
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;

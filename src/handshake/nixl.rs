@@ -17,6 +17,8 @@
 //!   be wrong text.
 //! * With `first_token_source: prefill`, the first token of a stream is P's: `exchange/first_token.rs`. If
 //!   P ended on it, D is not asked and the grant is released.
+//! * Beside an engine (llm-d's `nixlv2`) P's caps are the sidecar's, params that P does not give are `null` at D,
+//!   and D's usage says how much of the prompt *P* had cached.
 //! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and
 //!   dies when the client leaves.
 
@@ -30,6 +32,7 @@ use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
 use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
+use crate::wire::usage::{Corrected, cached_tokens};
 
 use super::{Handshake, Running, Spec};
 
@@ -58,9 +61,16 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         return Box::pin(reply.whole_stream(x, stream)).await;
     }
     let decode = x.pick(Role::Decode)?;
-    let mut leg = decode_leg(grant);
+    let mut leg = decode_leg(x, grant);
     plan.seed(&mut leg);
     let stream = Box::pin(x.open(decode, leg)).await?;
+    if let Some(pins) = &x.pins {
+        let events = stream.is_good_event_stream();
+        let corrected = Corrected::new(pins.cached_tokens.get(), events);
+        return reply
+            .relay_through(x, stream, Some(Box::new(corrected)))
+            .await;
+    }
     reply.relay_after(x, stream, first).await
 }
 
@@ -81,16 +91,26 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     leg.brings_grant = true;
     plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
+    if let Some(pins) = &x.pins {
+        let cached = cached_tokens(answer.body(), answer.object());
+        pins.cached_tokens.set(cached);
+    }
     let first = plan.read(x, &answer);
     Ok((Grant::from_answer(x, &answer, KV_PARAMS)?, first))
 }
 
-fn decode_leg(grant: Option<Grant>) -> Leg {
+fn decode_leg(x: &Exchange, grant: Option<Grant>) -> Leg {
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.edits.push(match &grant {
         Some(grant) => Edit::Set(KV_PARAMS, Cow::Owned(grant.params().to_vec())),
+        None if x.pins.is_some() => Edit::Set(KV_PARAMS, Cow::Borrowed(b"null")),
         None => Edit::Remove(KV_PARAMS),
     });
+    if let Some(pins) = &x.pins {
+        pins.add_edits(&mut leg.edits);
+        // Its usage is corrected, which it must not hide.
+        leg.plain_answer = true;
+    }
     leg.grant = grant;
     leg
 }

@@ -40,6 +40,9 @@ labels! {
     Endpoint {
         Chat = "chat",
         Completions = "completions",
+        Responses = "responses",
+        Messages = "messages",
+        Generate = "generate",
         Forward = "forward",
         Other = "other",
     }

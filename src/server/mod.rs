@@ -15,6 +15,7 @@ pub mod attempt;
 pub mod connection;
 pub mod control;
 pub mod cores;
+pub mod doors;
 pub mod forward;
 pub mod intake;
 pub mod mailbox;
@@ -34,16 +35,19 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::cluster::guest::Guests;
 use crate::cluster::names::resolve;
 use crate::cluster::{Cluster, Instance};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
+use crate::exchange::pinned::{Hosts, TrustOf};
 use crate::exchange::{Exchange, Policies};
 use crate::handshake::{self, Handshake};
 use crate::log;
 use crate::metrics::{self, Gauge, Metrics};
 use crate::net::runtime::Driver;
 use crate::net::stream::Target;
+use crate::net::tls::Acceptor;
 use crate::net::{limit, listen};
 use crate::policy;
 use crate::shared::Published;
@@ -61,6 +65,9 @@ pub struct Shared {
     /// For models that only aggregated instances serve, whatever the handshake of the others.
     pub aggregated: Box<dyn Handshake>,
     pub policies: Arc<Policies>,
+    pub hosts: Arc<Hosts>,
+    /// Makes TLS of clients' connections, where they may speak it.
+    pub acceptor: Option<Acceptor>,
     pub metrics: Arc<Metrics>,
     pub started: Instant,
     /// Generate requests in flight in the process.
@@ -88,7 +95,10 @@ impl Shared {
         let cluster = self.cluster.get();
         let up = |role: &Role| cluster.available(*role, now);
         !self.draining.load(Ordering::Relaxed)
-            && (self.handshake_spec.needs.iter().all(up) || up(&Role::Aggregated))
+            && (self.handshake_spec.needs.iter().all(up)
+                || up(&Role::Aggregated)
+                // P comes with the request.
+                || (self.config.get().sidecar.is_some() && up(&Role::Decode)))
     }
 
     /// The script for this request: the configured one, unless only aggregated instances can serve it.
@@ -115,6 +125,8 @@ const AGGREGATED: &str = "aggregated";
 /// A running proxy. Dropping it stops it at once; [`Server::drain`] lets streams finish first.
 pub struct Server {
     pub address: SocketAddr,
+    /// Of all doors.
+    pub addresses: Vec<(u16, SocketAddr)>,
     pub shared: Arc<Shared>,
     /// One line per shard: its CPU, its driver, and why not a faster one.
     pub shard_lines: Vec<String>,
@@ -127,17 +139,25 @@ impl Server {
     pub fn start(config: Config) -> io::Result<Server> {
         let cpus = cores::plan(&config.cores).map_err(io::Error::other)?;
         let open_files_max = limit::raise_nofile();
-        let listeners = bind(&config, cpus.len())?;
-        let address = listeners[0].local_addr()?;
+        let mut doors = Vec::new();
+        for (door, port) in doors::of(&config) {
+            doors.push((door, bind(&config, port, cpus.len())?));
+        }
+        let address = doors[0].1[0].local_addr()?;
+        let at = |(door, all): &(u16, Vec<TcpListener>)| Ok((*door, all[0].local_addr()?));
+        let addresses: io::Result<Vec<_>> = doors.iter().map(at).collect();
+        let addresses = addresses?;
         let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
         let control = control::spawn(shared.clone(), control_ear)?;
         let (report, reports) = mpsc::channel();
         let mut shards = Vec::new();
-        for (index, ((cpu, listener), ear)) in cpus.iter().zip(listeners).zip(ears).enumerate() {
+        for (index, (cpu, ear)) in cpus.iter().zip(ears).enumerate() {
+            let listeners = doors.iter_mut();
+            let listeners = listeners.filter_map(|(door, all)| Some((*door, all.pop()?)));
             let start = shard::Start {
                 index,
                 cpu: *cpu,
-                listener,
+                listeners: listeners.collect(),
                 ear,
                 shared: shared.clone(),
                 report: report.clone(),
@@ -154,6 +174,7 @@ impl Server {
         }
         Ok(Server {
             address,
+            addresses,
             shared,
             shard_lines,
             shards,
@@ -235,8 +256,8 @@ impl Drop for Server {
     }
 }
 
-fn bind(config: &Config, shards: usize) -> io::Result<Vec<TcpListener>> {
-    let place = format!("{}:{}", config.host, config.port);
+fn bind(config: &Config, port: u16, shards: usize) -> io::Result<Vec<TcpListener>> {
+    let place = format!("{}:{port}", config.host);
     let say = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -251,7 +272,7 @@ fn bind(config: &Config, shards: usize) -> io::Result<Vec<TcpListener>> {
         )
     };
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let address = (host, config.port)
+    let address = (host, port)
         .to_socket_addrs()
         .map_err(say)?
         .next()
@@ -275,6 +296,17 @@ fn build(
     let policies = policies(&config)?;
     prepare(&config, &cluster);
     let (script, plain) = ((spec.build)(&config)?, (aggregated.build)(&config)?);
+    let script = handshake::beside(script, &config);
+    let acceptor = doors::acceptor(&config)?;
+    let trust = TrustOf::default();
+    if doors::secret_upstream(&config) {
+        trust.load(&config)?;
+    }
+    let hosts = Hosts {
+        guests: Guests::new(&config.circuit_breaker, &metrics),
+        members: Published::new(Default::default()),
+        trust,
+    };
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {
@@ -290,6 +322,8 @@ fn build(
         handshake_spec: spec,
         aggregated: plain,
         policies: Arc::new(policies),
+        hosts: Arc::new(hosts),
+        acceptor,
         metrics,
         started: Instant::now(),
         in_flight: AtomicUsize::new(0),

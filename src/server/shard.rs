@@ -51,7 +51,8 @@ pub enum Letter {
 pub struct Start {
     pub index: usize,
     pub cpu: Option<usize>,
-    pub listener: TcpListener,
+    /// Each with its door; the main one first.
+    pub listeners: Vec<(u16, TcpListener)>,
     pub ear: UnixStream,
     pub shared: Arc<Shared>,
     /// One line when it serves, or why it cannot.
@@ -77,7 +78,7 @@ pub struct Shard {
     tickets: Cell<u64>,
     stop: Cell<bool>,
     stop_waker: RefCell<Option<Waker>>,
-    listener_fd: RawFd,
+    listeners: Vec<(u16, RawFd)>,
 }
 
 enum Render {
@@ -120,16 +121,20 @@ fn describe(start: &Start, driver: &Driver, why: &str, pinned: bool) -> String {
 async fn serve(start: Start, driver: Driver, line: String) {
     let Start {
         index,
-        listener,
+        listeners,
         ear,
         shared,
         report,
         ..
     } = start;
-    let shard = Rc::new(new_shard(index, shared, driver, listener.as_raw_fd()));
+    let fds = listeners.iter();
+    let fds = fds.map(|(door, listener)| (*door, listener.as_raw_fd()));
+    let shard = Rc::new(new_shard(index, shared, driver, fds.collect()));
     let _ = report.send((index, Ok(line)));
     drop(report);
-    monoio::spawn(accept(shard.clone(), listener, driver));
+    for (door, listener) in listeners {
+        monoio::spawn(accept(shard.clone(), listener, door, driver));
+    }
     monoio::spawn(release::run(shard.tools.clone()));
     monoio::spawn(sweep(shard.clone()));
     monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
@@ -143,13 +148,19 @@ async fn serve(start: Start, driver: Driver, line: String) {
     .await;
 }
 
-fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: RawFd) -> Shard {
+fn new_shard(
+    index: usize,
+    shared: Arc<Shared>,
+    driver: Driver,
+    listeners: Vec<(u16, RawFd)>,
+) -> Shard {
     let config = shared.config.get();
     let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
     let tools = Tools {
         driver,
         cluster: Reader::new(shared.cluster.clone()),
         policies: shared.policies.clone(),
+        hosts: shared.hosts.clone(),
         buffers: Rc::new(Buffers::default()),
         pool: Pool::new(config.limits.idle_per_instance_max, idle_ms),
         view: LoadView::new(config.scheduling.load_view_max_age),
@@ -174,12 +185,12 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: Raw
         tickets: Cell::new(0),
         stop: Cell::new(false),
         stop_waker: RefCell::new(None),
-        listener_fd,
+        listeners,
     }
 }
 
 /// Accepts for ever, in a task that is never cancelled: a cancelled accept leaks a descriptor.
-async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
+async fn accept(shard: Rc<Shard>, listener: TcpListener, door: u16, driver: Driver) {
     let _ = listener.set_nonblocking(driver.nonblocking());
     let Ok(listener) = monoio::net::TcpListener::from_std(listener) else {
         return;
@@ -189,7 +200,7 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
             Ok((stream, peer)) => {
                 // SAFETY: the number was just given up by its owner.
                 let fd = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
-                shard.clone().serve(fd, Some(peer.ip()));
+                shard.clone().serve(fd, Some(peer.ip()), door);
             }
             Err(_) if shard.shared.draining.load(Ordering::Relaxed) => return,
             Err(error) => {
@@ -264,7 +275,7 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
 
 impl Shard {
     /// Serves one client connection, from wherever it was accepted.
-    pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>) {
+    pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>, door: u16) {
         let metrics = self.tools.metrics.clone();
         metrics.inc(Counter::connections_accepted());
         let limit = self.tools.config().limits.connections_max;
@@ -278,7 +289,7 @@ impl Shard {
         }
         metrics.gauge_add(Gauge::connections_open(), 1);
         monoio::spawn(async move {
-            connection::serve(&self, fd, peer).await;
+            connection::serve(&self, fd, peer, door).await;
             self.shared.connections.fetch_sub(1, Ordering::Relaxed);
             self.tools.metrics.gauge_add(Gauge::connections_open(), -1);
         });
@@ -327,11 +338,13 @@ impl Shard {
     fn drain(self: &Rc<Self>) {
         // Clients whose connection the kernel has already taken are answered; closing the listener would
         // reset them.
-        while let Some(fd) = accept_now(self.listener_fd) {
-            self.clone().serve(fd, None);
+        for (door, listener) in &self.listeners {
+            while let Some(fd) = accept_now(*listener) {
+                self.clone().serve(fd, None, *door);
+            }
+            // Ends the pending accept.
+            shutdown_now(*listener);
         }
-        // Ends the pending accept.
-        shutdown_now(self.listener_fd);
         self.tools.sweep.end_idle();
     }
 

@@ -437,7 +437,7 @@ pub enum Edit {
 }
 
 impl Edit {
-    fn key(&self) -> &'static str {
+    pub fn key(&self) -> &'static str {
         match self {
             Edit::Remove(key) | Edit::Set(key, _) | Edit::Replace(key, _) => key,
         }

@@ -6,6 +6,7 @@
 //!   smuggled.
 //! * **To extend:** a new format is one file, pure, with a proptest over every split of its bytes.
 
+pub mod cap;
 pub mod chunk;
 pub mod first_token;
 pub mod head;
@@ -16,3 +17,4 @@ pub mod openai;
 pub mod prompt;
 pub mod resp;
 pub mod sse;
+pub mod usage;

@@ -9,7 +9,9 @@
 //!   read their arguments with Python's argparse use [`argparse`].
 
 pub mod argparse;
+pub mod goflag;
 pub mod multiturn;
+pub mod sidecar;
 pub mod xpyd;
 
 use std::path::PathBuf;
@@ -30,7 +32,13 @@ pub struct Program {
     pub migrate: fn(&mut Call) -> Result<Migrated, u8>,
 }
 
-pub static PROGRAMS: &[&Program] = &[&multiturn::PROGRAM, &xpyd::PROGRAM, &xpyd::start::PROGRAM];
+pub static PROGRAMS: &[&Program] = &[
+    &multiturn::PROGRAM,
+    &sidecar::PROGRAM,
+    &sidecar::ROUTING,
+    &xpyd::PROGRAM,
+    &xpyd::start::PROGRAM,
+];
 
 /// By its subcommand.
 pub fn by_name(name: &str) -> Option<&'static Program> {

@@ -8,6 +8,7 @@
 use super::address::Address;
 use super::quantity::parse_cpus;
 use super::reader::{At, Report, Row, Section, put, suggest};
+use super::sidecar;
 use super::topology::{self, Topology};
 use super::yaml::Value;
 use super::{
@@ -81,6 +82,9 @@ pub static TOP: Section<Draft> = Section {
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
+        "sidecar" => |d, at| sidecar::read(&mut d.config, at),
+        "tls" => |d, at| sidecar::read_tls(&mut d.config, at),
+        "upstream_tls" => |d, at| sidecar::read_upstream_tls(&mut d.config, at),
         "forward" => |d, at| d.config.forward = read_forward(at),
         "openai_api_key" => |d, at| d.config.openai_api_key = read_secret(at),
         "admin_api_key" => |d, at| d.config.admin_api_key = read_secret(at),
@@ -724,10 +728,11 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native', 'multiturn' or 'xpyd'",
+    "'native', 'multiturn', 'sidecar' or 'xpyd'",
     &[
         ("native", Surface::Native),
         ("multiturn", Surface::Multiturn),
+        ("sidecar", Surface::Sidecar),
         ("xpyd", Surface::Xpyd),
     ],
 );

@@ -7,6 +7,7 @@
 
 pub mod multiturn;
 pub mod native;
+pub mod sidecar;
 pub mod xpyd;
 
 use crate::config::Surface;
@@ -61,7 +62,8 @@ pub fn route(
     let path = head.path(bytes);
     match surface {
         Surface::Multiturn => multiturn::route(head.method, path, forward),
-        Surface::Native => native::route(head.method, path, forward),
+        // (A sidecar's is asked for its own.)
+        Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -71,7 +73,7 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native | Surface::Multiturn => false,
+        Surface::Native | Surface::Multiturn | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()
