@@ -43,7 +43,11 @@ fn main() -> ExitCode {
         }
         Command::Migrate { program, args } => migrate(&program, &args),
         // Without arguments, which `stand_in` leaves to nobody.
-        Command::Multiturn(_) | Command::Xpyd(_) | Command::XpydStart(_) => {
+        Command::Epd(_)
+        | Command::Lmcache(_)
+        | Command::Multiturn(_)
+        | Command::Xpyd(_)
+        | Command::XpydStart(_) => {
             unreachable!("stand_in() took it")
         }
     }

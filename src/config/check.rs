@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
 use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -16,11 +17,85 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
     ("roundrobin", "round_robin"),
 ];
 
+const EPD: &str = "epd";
+
+/// What encoder disaggregation needs, and what of it makes no sense.
+fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Report) {
+    let epd = &config.epd;
+    if config.handshake != EPD {
+        if report.is_set("epd") {
+            let message = "epd has no effect without handshake: epd";
+            report.warning("epd", message, "remove it, or write handshake: epd");
+        }
+        return;
+    }
+    if epd.dynamic_registration && config.surface != Surface::Epd {
+        let message = "dynamic_registration is for the paths of the EPD proxy";
+        report.problem("epd.dynamic_registration", message, "write surface: epd");
+    }
+    if epd.dynamic_registration && config.admin_api_key.is_none() {
+        let message = "dynamic_registration needs a key: whoever has it may add instances";
+        report.problem(
+            "epd.dynamic_registration",
+            message,
+            "set ADMIN_API_KEY, or admin_api_key",
+        );
+    }
+    let there = |role| count(config, role) > 0;
+    let then = match &epd.then {
+        Some(name) if name == EPD || !known.handshakes.contains(&name.as_str()) => {
+            let mut inner = known.handshakes.to_vec();
+            inner.retain(|name| *name != EPD);
+            let message = format!(
+                "Unknown handshake '{name}'; expected one of {}",
+                listed(&inner)
+            );
+            return report.problem("epd.then", message, suggest(name, &inner));
+        }
+        Some(name) => name.as_str(),
+        None if there(Role::Aggregated) => "aggregated",
+        None => "nixl",
+    };
+    let needed = needs(then).unwrap_or_default();
+    for role in Role::ALL {
+        let (name, needed) = (role.name(), needed.contains(&role) || role == Role::Encode);
+        if needed && !there(role) && !epd.dynamic_registration && report.is_sound(name) {
+            let message = format!("Please specify at least one {name} node.");
+            let fix = format!("handshake epd, then {then}, needs {name}: [host:port]");
+            report.problem(name, message, fix);
+        } else if !needed && there(role) && needs(then).is_some() {
+            let message = format!(
+                "mixes aggregated and prefill/decode instances: epd, then {then}, does not use \
+                 {name} instances"
+            );
+            report.problem(name, message, "remove them, or choose another 'then'");
+        }
+    }
+    let consumer = match there(Role::Prefill) {
+        true => Role::Prefill,
+        false => Role::Aggregated,
+    };
+    for (instance, place) in config.instances.iter().zip(places) {
+        let Consumer { dp_size, addresses } = &instance.consumer;
+        if !addresses.is_empty() && addresses.len() != *dp_size as usize {
+            let n = addresses.len();
+            let message = format!("ec_addresses has {n} addresses for dp_size {dp_size}");
+            report.problem(place, message, "write one address per data-parallel rank");
+        }
+        if !instance.consumer.is_plain() && instance.role != consumer {
+            let (role, consumer) = (instance.role.name(), consumer.name());
+            let message =
+                format!("a {role} instance takes no encodings here: the {consumer} instances do");
+            report.problem(place, message, "move dp_size and ec_addresses there");
+        }
+    }
+}
+
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading" | "sequential"
-        | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
+        "lmcache" | "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading"
+        | "sequential" | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -36,6 +111,12 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_cores(&config.cores, report);
     check_pairs(config, report);
     check_sidecar(config, report);
+    check_epd(config, places, known, report);
+    let receivers = match report.is_set("zmq") {
+        true => "zmq.receivers",
+        false => "lmcache.receivers",
+    };
+    lmcache::check(config, receivers, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -47,19 +128,6 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
-        if name == "zmq" {
-            let (message, fix) = match report.is_set("zmq") {
-                false => (
-                    "disaggregated_mode=zmq requires a zmq configuration",
-                    "and it is not supported yet: use nixl or direct",
-                ),
-                true => (
-                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
-                    "use nixl or direct",
-                ),
-            };
-            return report.problem(key, message, fix);
-        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -186,10 +254,15 @@ fn count(config: &Config, role: Role) -> usize {
 fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
+        if config.handshake == EPD && config.epd.dynamic_registration {
+            return;
+        }
         let message = match config.surface {
-            Surface::Native | Surface::Multiturn | Surface::Sidecar => {
-                "no instances are configured"
-            }
+            Surface::Native
+            | Surface::Epd
+            | Surface::Lmcache
+            | Surface::Multiturn
+            | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -468,7 +541,20 @@ pub fn print(config: &Config) -> String {
             &config.model
         },
     );
-    line("handshake", &config.handshake);
+    match (&*config.handshake, &config.epd.then) {
+        (EPD, Some(then)) => line("handshake", &format!("{EPD}, then {then}")),
+        (handshake, _) => line("handshake", handshake),
+    }
+    if config.handshake == EPD {
+        line(
+            EPD,
+            &differing(&epd(&config.epd), &epd(&Default::default())),
+        );
+    }
+    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+        let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
+        line("notices", &format!("tcp://{}", Address::tcp(host, port)));
+    }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
     }
@@ -623,6 +709,27 @@ fn limits(limits: &Limits) -> Shown {
     ]
 }
 
+fn epd(epd: &super::epd::Epd) -> Shown {
+    let super::epd::Epd {
+        version,
+        then: _,
+        rewrite,
+        encoder_batch_max,
+        media_max,
+        dynamic_registration,
+        evicted_ttl,
+    } = epd;
+    let ttl = evicted_ttl.map_or("none".into(), show_duration);
+    vec![
+        ("version", version.name().into()),
+        ("rewrite", rewrite.to_string()),
+        ("encoder_batch_max", encoder_batch_max.to_string()),
+        ("media_max", media_max.to_string()),
+        ("dynamic_registration", dynamic_registration.to_string()),
+        ("evicted_ttl", ttl),
+    ]
+}
+
 fn multiturn(multiturn: &super::Multiturn) -> Shown {
     let super::Multiturn {
         ttl,
@@ -718,12 +825,14 @@ fn health_check(config: &Config) -> Shown {
         enabled: _,
         interval,
         timeout,
+        failure_threshold,
         wedge_after,
         path,
     } = &config.health_check;
     vec![
         ("interval", show_duration(*interval)),
         ("timeout", show_duration(*timeout)),
+        ("failure_threshold", failure_threshold.to_string()),
         ("wedge_after", show_duration(*wedge_after)),
         ("path", path.clone()),
     ]

@@ -16,7 +16,14 @@ use super::load::{Loaded, Overrides, Source};
 use super::{Config, Known, Problems, load};
 
 pub const KNOWN: Known<'static> = Known {
-    handshakes: &["sequential", "nixl", "aggregated"],
+    handshakes: &[
+        "sequential",
+        "nixl",
+        "lmcache",
+        "aggregated",
+        "epd",
+        "multiturn",
+    ],
     policies: &[
         "round_robin",
         "least_load",

@@ -1,4 +1,4 @@
-//! `call`: a leg whose whole answer is wanted (prefill, encode).
+//! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
 use std::io;
 use std::sync::Arc;
@@ -114,13 +114,22 @@ impl Exchange {
         let began = Instant::now();
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        self.trace.prefill.set(Some(began.elapsed()));
+        let span = match leg.stage {
+            Stage::Prefill => Some(&self.trace.prefill),
+            Stage::DecodeHead => Some(&self.trace.decode_head),
+            _ => None,
+        };
+        if let Some(span) = span {
+            span.set(Some(began.elapsed()));
+        }
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
         let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
-        if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
+        if leg.stage == Stage::Prefill
+            && let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object)
+        {
             self.cluster
                 .estimate
                 .learn(self.request().summary.prompt_bytes, tokens);
@@ -223,6 +232,8 @@ impl Exchange {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
                 Ok(object) => answer.object = object,
+                // What an encoder answers may be of no use to anybody.
+                Err(_) if leg.stage == Stage::Encode => {}
                 Err(_) => return Err(fail(Kind::BadResponse, "its answer is no JSON object")),
             }
         }

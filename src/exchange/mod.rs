@@ -11,6 +11,9 @@ pub mod call;
 pub mod conversation;
 pub mod first_token;
 pub mod grant;
+pub mod join;
+pub mod notice;
+pub mod overlay;
 pub mod pick;
 pub mod pinned;
 pub mod relay;
@@ -72,6 +75,10 @@ pub struct Tools {
     pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+    /// This shard's number, for what comes back from other threads.
+    pub shard: usize,
+    /// Who waits for notices.
+    pub waiters: notice::Waiters,
 }
 
 impl Tools {
@@ -95,6 +102,8 @@ pub struct Policies {
 pub enum Stop {
     /// An instance has answered in full, with a status that ends the request: the client gets it as is.
     Answer(Box<Answer>),
+    /// The request ends with this status and JSON body, in words of a surface.
+    Said(Box<(u16, Vec<u8>)>),
     /// Nothing has reached the client; it gets this as an error body.
     Error(Error),
     /// As `Error`, and a new attempt from the start may succeed.
@@ -129,6 +138,8 @@ pub struct Exchange {
     pub pins: Option<Rc<pinned::Pins>>,
     /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
     pub without_prefill: Cell<bool>,
+    /// Of these roles no other instance may take part.
+    pinned: RefCell<Vec<Arc<Instance>>>,
 }
 
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
@@ -136,6 +147,7 @@ pub struct Trace {
     /// When the first byte of the head was there.
     pub started: Instant,
     pub body: Cell<Option<Duration>>,
+    pub encode: Cell<Option<Duration>>,
     pub prefill: Cell<Option<Duration>>,
     pub decode_head: Cell<Option<Duration>>,
     pub stream: Cell<Option<Duration>>,
@@ -158,6 +170,7 @@ impl Trace {
         Trace {
             started,
             body: Cell::default(),
+            encode: Cell::default(),
             prefill: Cell::default(),
             decode_head: Cell::default(),
             stream: Cell::default(),
@@ -181,6 +194,7 @@ impl Trace {
         out.extend_from_slice(b"server-timing: ");
         let spans = [
             ("body", self.body.get()),
+            ("encode", self.encode.get()),
             ("prefill", self.prefill.get()),
             ("decode_head", self.decode_head.get()),
             ("total", Some(self.started.elapsed())),
@@ -223,6 +237,7 @@ impl Exchange {
             trace,
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
+            pinned: RefCell::default(),
         }
     }
 
@@ -252,6 +267,7 @@ impl Exchange {
             avoid: self.avoid.clone(),
             pins: self.pins.clone(),
             without_prefill: self.without_prefill.clone(),
+            pinned: self.pinned.clone(),
         };
         detached.trace.stage.set(self.trace.stage.get());
         detached

@@ -8,6 +8,8 @@
 
 mod aggregated;
 mod beside;
+mod epd;
+mod lmcache;
 mod multiturn;
 mod nixl;
 mod sequential;
@@ -18,6 +20,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::config::{Config, Role};
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Reply, Stop, Tools};
 
 pub use beside::beside;
@@ -29,8 +32,23 @@ pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
 
+    /// The roles that it needs as it is configured; `None`: those of its row.
+    fn needs(&self) -> Option<Vec<Role>> {
+        None
+    }
+
+    /// It knows by itself what to do where there are only aggregated instances.
+    fn serves_aggregated(&self) -> bool {
+        false
+    }
+
     /// What it keeps between requests, if it does: for a page that says so.
     fn conversations(&self, _tools: &Rc<Tools>) -> Option<Conversations> {
+        None
+    }
+
+    /// Where other processes tell it of their work, if they do.
+    fn notices(&self) -> Option<&NoticeSocket> {
         None
     }
 }
@@ -56,7 +74,9 @@ pub struct Spec {
 pub const HANDSHAKES: &[Spec] = &[
     sequential::SPEC,
     nixl::SPEC,
+    lmcache::SPEC,
     aggregated::SPEC,
+    epd::SPEC,
     multiturn::SPEC,
 ];
 

@@ -86,6 +86,8 @@ labels! {
         Body = "body",
         Encode = "encode",
         Prefill = "prefill",
+        // From P's answer until its KV had arrived at D.
+        Notices = "notices",
         DecodeHead = "decode_head",
         Ttft = "ttft",
         Stream = "stream",
@@ -147,6 +149,15 @@ labels! {
         Unrepeatable = "unrepeatable",
         // The shared store did not answer, or said nonsense.
         StoreFailed = "store_failed",
+    }
+
+    /// How a wait for notices that KV has arrived at D ended.
+    NoticeWait {
+        Arrived = "arrived",
+        Failed = "failed",
+        TimedOut = "timed_out",
+        // So short a prompt is not transferred.
+        Short = "short",
     }
 
     /// What became of P's token where `first_token_source` is `prefill`.

@@ -27,3 +27,4 @@ pub mod runtime;
 pub mod stream;
 pub mod sweep;
 pub mod tls;
+pub mod zmq;

@@ -16,6 +16,7 @@ pub mod connection;
 pub mod control;
 pub mod cores;
 pub mod doors;
+pub mod epd;
 pub mod forward;
 pub mod intake;
 pub mod mailbox;
@@ -61,7 +62,9 @@ pub struct Shared {
     pub config: Arc<Published<Config>>,
     pub cluster: Arc<Published<Cluster>>,
     pub handshake: Box<dyn Handshake>,
-    pub handshake_spec: &'static handshake::Spec,
+    pub handshake_name: &'static str,
+    /// The roles that it needs.
+    pub needs: Vec<Role>,
     /// For models that only aggregated instances serve, whatever the handshake of the others.
     pub aggregated: Box<dyn Handshake>,
     pub policies: Arc<Policies>,
@@ -76,7 +79,7 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// The threads have been told to end.
     pub stopped: AtomicBool,
-    pub shards: Vec<Mailbox<shard::Letter>>,
+    pub shards: Arc<Vec<Mailbox<shard::Letter>>>,
     pub control: Mailbox<control::Letter>,
     /// Held while the cluster is being changed.
     pub changing: Mutex<()>,
@@ -95,7 +98,7 @@ impl Shared {
         let cluster = self.cluster.get();
         let up = |role: &Role| cluster.available(*role, now);
         !self.draining.load(Ordering::Relaxed)
-            && (self.handshake_spec.needs.iter().all(up)
+            && (self.needs.iter().all(up)
                 || up(&Role::Aggregated)
                 // P comes with the request.
                 || (self.config.get().sidecar.is_some() && up(&Role::Decode)))
@@ -103,7 +106,10 @@ impl Shared {
 
     /// The script for this request: the configured one, unless only aggregated instances can serve it.
     pub fn script(&self, x: &Exchange) -> &dyn Handshake {
-        let needs = self.handshake_spec.needs;
+        if self.handshake.serves_aggregated() {
+            return &*self.handshake;
+        }
+        let needs = &self.needs;
         let mixed = !needs.contains(&Role::Aggregated) && !x.members(Role::Aggregated).is_empty();
         if !mixed {
             return &*self.handshake;
@@ -139,15 +145,17 @@ impl Server {
     pub fn start(config: Config) -> io::Result<Server> {
         let cpus = cores::plan(&config.cores).map_err(io::Error::other)?;
         let open_files_max = limit::raise_nofile();
+        // First what others connect to by themselves (notices): they may have been waiting for us.
+        let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
         let mut doors = Vec::new();
-        for (door, port) in doors::of(&config) {
-            doors.push((door, bind(&config, port, cpus.len())?));
+        let settings = shared.config.get();
+        for (door, port) in doors::of(&settings) {
+            doors.push((door, bind(&settings, port, cpus.len())?));
         }
         let address = doors[0].1[0].local_addr()?;
         let at = |(door, all): &(u16, Vec<TcpListener>)| Ok((*door, all[0].local_addr()?));
         let addresses: io::Result<Vec<_>> = doors.iter().map(at).collect();
         let addresses = addresses?;
-        let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
         let control = control::spawn(shared.clone(), control_ear)?;
         let (report, reports) = mpsc::channel();
         let mut shards = Vec::new();
@@ -185,7 +193,7 @@ impl Server {
     /// Stops accepting, lets what runs finish within the limit, then stops. True: nothing was cut.
     pub fn drain(mut self, limit: Duration) -> bool {
         self.shared.draining.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Drain);
         }
         let deadline = Instant::now() + limit;
@@ -215,7 +223,7 @@ impl Server {
                 "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
             )
         });
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::CutOff);
         }
         let deadline = Instant::now() + LAST_WORDS;
@@ -235,10 +243,18 @@ impl Server {
         self.shared.backends.failure()
     }
 
+    /// Where notices are taken, if the handshake has any.
+    pub fn notices(&self) -> Option<SocketAddr> {
+        self.shared
+            .handshake
+            .notices()
+            .map(|socket| socket.pull.address)
+    }
+
     fn stop(&mut self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         self.shared.stopped.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Stop);
         }
         self.shared.control.post(control::Letter::Stop);
@@ -318,8 +334,9 @@ fn build(
     let shared = Arc::new(Shared {
         config: Arc::new(Published::new(config)),
         cluster: Arc::new(Published::new(cluster)),
+        handshake_name: spec.name,
+        needs: script.needs().unwrap_or_else(|| spec.needs.to_vec()),
         handshake: script,
-        handshake_spec: spec,
         aggregated: plain,
         policies: Arc::new(policies),
         hosts: Arc::new(hosts),
@@ -330,7 +347,7 @@ fn build(
         connections: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
-        shards: mailboxes,
+        shards: Arc::new(mailboxes),
         control,
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
         changing: Mutex::new(()),
@@ -338,6 +355,15 @@ fn build(
         backends: startup::Backends::default(),
         xpyd: metrics::xpyd::Families::new(shards),
     });
+    if let Some(socket) = shared.handshake.notices() {
+        // Not all of `Shared`, which owns the thread that rings.
+        let shards = shared.shards.clone();
+        socket.notices.ring_with(Box::new(move |shard, ticket| {
+            if let Some(shard) = shards.get(shard) {
+                shard.post(shard::Letter::Noticed(ticket));
+            }
+        }));
+    }
     Ok((shared, ears, control_ear))
 }
 

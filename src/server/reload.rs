@@ -21,6 +21,7 @@ impl Server {
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
         new.cores = old.cores.clone();
+        new.lmcache = old.lmcache.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
         new.multiturn = multiturn(&old.multiturn, &new.multiturn);
@@ -49,6 +50,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("lmcache", old.lmcache == new.lmcache),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),

@@ -224,7 +224,7 @@ fn about(body: &[u8], object: &Object, form: Form) -> Sha256 {
         .members()
         .iter()
         .filter(|member| !NO_MATTER.iter().any(|key| member.is(body, key)))
-        .map(|member| (unescape(member.key(body)), &body[member.value()]))
+        .map(|member| (member.key(body), &body[member.value()]))
         .filter(|(_, value)| *value != b"null")
         .collect();
     // Stable: of one name the last counts with engines, and all do here.

@@ -142,6 +142,30 @@ pub fn prefill_edits() -> Vec<Edit> {
     ]
 }
 
+/// A number that a body's member is, if it is one.
+pub fn count(value: Option<&[u8]>) -> Option<u64> {
+    number(value?)
+}
+
+/// Do these `stream_options` ask for the usage?
+pub fn wants_usage(options: &[u8]) -> bool {
+    let inner = Object::scan(options, 8).unwrap_or_default();
+    inner.get(options, "include_usage") == Some(b"true")
+}
+
+/// A request for one token and a whole answer, made of these members.
+pub fn one_token(members: impl Iterator<Item = (&'static str, Vec<u8>)>) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    for (key, value) in members {
+        json::put_string(&mut out, key);
+        out.push(b':');
+        out.extend_from_slice(&value);
+        out.push(b',');
+    }
+    out.extend_from_slice(br#""max_tokens":1,"stream":false}"#);
+    out
+}
+
 /// An OpenAI error body, as clients of vLLM know it.
 pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + 80);

@@ -4,6 +4,8 @@ mod aggregated;
 mod batches_never_share_a_grant;
 mod client_params_never_reach_an_engine;
 mod departed_clients_never_strand_kv;
+pub mod epd;
+mod lmcache;
 mod multiturn;
 mod nixl;
 mod params_never_change_on_their_way;

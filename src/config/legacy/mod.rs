@@ -9,7 +9,9 @@
 //!   read their arguments with Python's argparse use [`argparse`].
 
 pub mod argparse;
+pub mod epd;
 pub mod goflag;
+pub mod lmcache;
 pub mod multiturn;
 pub mod sidecar;
 pub mod xpyd;
@@ -33,6 +35,8 @@ pub struct Program {
 }
 
 pub static PROGRAMS: &[&Program] = &[
+    &epd::PROGRAM,
+    &lmcache::PROGRAM,
     &multiturn::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,

@@ -345,19 +345,13 @@ fn handshakes_and_their_aliases() {
     assert_eq!(
         bad("handshake: nixxl"),
         "x.yaml:3: handshake: Unknown handshake 'nixxl'; expected one of \
-         ['aggregated', 'nixl', 'sequential'] (did you mean 'nixl'?)"
+         ['aggregated', 'lmcache', 'nixl', 'sequential'] (did you mean 'nixl'?)"
     );
     assert_eq!(
         bad("disaggregated_mode: zmq"),
-        "x.yaml:3: disaggregated_mode: disaggregated_mode=zmq requires a zmq configuration (and it is \
-         not supported yet: use nixl or direct)"
+        "x.yaml:3: disaggregated_mode: disaggregated_mode=zmq requires a zmq configuration (write zmq: \
+         {port: 7500, receivers: {\"HOST:PORT\": {host: HOST, init_ports: [..], alloc_ports: [..]}}})"
     );
-    let problems = bad("disaggregated_mode: zmq\nzmq: {port: 7500}");
-    assert!(
-        problems.contains("zmq is not supported yet: it lands with"),
-        "{problems}"
-    );
-    assert_eq!(problems.lines().count(), 1, "{problems}");
     assert_eq!(
         odd("zmq: {port: 7500}"),
         ["x.yaml:3: zmq: zmq has no effect without disaggregated_mode: zmq (remove it)"]

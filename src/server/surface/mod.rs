@@ -5,6 +5,8 @@
 //! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
 //!   [`route`].
 
+pub mod epd;
+pub mod lmcache;
 pub mod multiturn;
 pub mod native;
 pub mod sidecar;
@@ -21,6 +23,8 @@ pub enum Route {
     Generate(Endpoint),
     /// Goes to one healthy instance as it is.
     Forward,
+    /// Goes to one instance that decodes, as it is.
+    Decode,
     /// Is the proxy alive?
     Health,
     /// The same, and how many conversations are kept.
@@ -34,6 +38,8 @@ pub enum Route {
     NotFound,
     /// The path exists, but not with this method; what it allows.
     MethodNotAllowed(&'static str),
+    /// What only the EPD proxy's face has.
+    Epd(epd::Page),
     /// What only xPyD-proxy's face has.
     Xpyd(xpyd::Page),
 }
@@ -61,9 +67,11 @@ pub fn route(
 ) -> Route {
     let path = head.path(bytes);
     match surface {
-        Surface::Multiturn => multiturn::route(head.method, path, forward),
         // (A sidecar's is asked for its own.)
         Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
+        Surface::Epd => epd::route(head.method, path, forward),
+        Surface::Multiturn => multiturn::route(head.method, path, forward),
+        Surface::Lmcache => lmcache::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -73,7 +81,11 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native | Surface::Multiturn | Surface::Sidecar => false,
+        Surface::Epd
+        | Surface::Lmcache
+        | Surface::Multiturn
+        | Surface::Native
+        | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

@@ -1,5 +1,6 @@
 //! A generate request, read and judged the way vLLM does it: what it rejects is rejected here.
 
+use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{Prompt, of_messages, of_prompt};
 use super::rules;
@@ -41,7 +42,7 @@ impl Ask {
 
     /// Tokens that a prompt's answer has, and whether it ends on EOS.
     pub fn length(&self, prompt: &Prompt) -> (u32, bool) {
-        match prompt.eos_at {
+        match prompt.eos_at.map(|k| k.saturating_sub(prompt.lead)) {
             Some(k) if !self.ignore_eos && k <= self.max_tokens => (k.max(1), true),
             _ => (self.max_tokens, false),
         }
@@ -142,8 +143,8 @@ pub(crate) fn read(
     body: &[u8],
     top: &[Member],
     chat: bool,
-    model: &str,
-    max_model_len: u32,
+    (model, max_model_len): (&str, u32),
+    lens: &Lens,
     keep_text: bool,
 ) -> Result<Ask, ApiError> {
     let raw = Raw::read(body, top, chat);
@@ -159,7 +160,7 @@ pub(crate) fn read(
             t.push(Vec::new());
             &mut t[0]
         });
-        vec![of_messages(messages, rendered)?]
+        vec![of_messages(messages, rendered, lens)?]
     } else {
         let Some(prompt) = raw.prompt.filter(|p| *p != b"\"\"") else {
             return Err(ApiError::rule(

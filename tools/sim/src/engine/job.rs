@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::answer::push_text;
 use super::ask::Ask;
+use super::ec::Lens;
 use super::error::ApiError;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
+use super::lmcache::Lmcache;
 use crate::http::head::Head;
 use crate::ledger::{Fetch, GrantName, Holds};
 use crate::options::{KvMode, LoadFailure, Role};
@@ -27,6 +29,10 @@ pub(crate) struct Job {
     pub external: u64,
     /// `kv_transfer_params` of the answer, empty for null.
     pub params: Vec<u8>,
+    /// `ec_transfer_params` of the answer, empty for null.
+    pub ec: Vec<u8>,
+    /// With `KvMode::Lmcache`.
+    lmcache: Lmcache,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
     /// Its text begins without white space.
@@ -56,11 +62,32 @@ pub(crate) fn accept(
         return Err(ApiError::field(&invalid.at.to_string(), message));
     }
     let members = &scratch.members;
-    let (model, context) = (&options.model, options.max_model_len);
-    let keep = options.bidirectional;
-    let asked = super::ask::read(body, members, chat, model, context, keep);
+    let encoder = options.role == Role::Encode;
+    if encoder && !chat {
+        return Err(ApiError::body("an encoder takes chat requests only"));
+    }
+    let lens = match encoder {
+        true => Lens {
+            local_media: options.local_media,
+            ..Lens::default()
+        },
+        // Elsewhere messages mean nothing.
+        false if !chat => Lens::default(),
+        false => super::ec::look(engine, head.text(input, head.rank), body, members)?,
+    };
+    let limits = (&*options.model, options.max_model_len);
+    let asked = super::ask::read(body, members, chat, limits, &lens, options.bidirectional);
     let request_id = head.text(input, head.request_id);
-    let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ec = Vec::new();
+    if encoder {
+        ec = super::ec::encode(engine, body, members)?;
+        ask.max_tokens = 1;
+    }
+    let lmcache = match options.kv {
+        KvMode::Lmcache => super::lmcache::read(engine, body, members, chat, &mut ask)?,
+        _ => Lmcache::default(),
+    };
     let draw = match options.sampling {
         true => draw(engine, body, members),
         false => 0,
@@ -88,6 +115,8 @@ pub(crate) fn accept(
         wrong_from: ask.prompts.len(),
         external: 0,
         params: Vec::new(),
+        ec,
+        lmcache,
         draw,
         trimmed: options.trimmed && ask.chat,
         ask,
@@ -192,6 +221,26 @@ impl Job {
             .length(&self.ask.prompts[(choice / self.ask.n) as usize])
     }
 
+    /// Tokens of `choice` that its prompt has already.
+    pub fn lead(&self, choice: u32) -> u32 {
+        self.ask.prompts[(choice / self.ask.n) as usize].lead
+    }
+
+    /// LMCache: looks for the prompt's KV before anything is computed.
+    pub fn look(&mut self, engine: &Engine) {
+        let Some(key) = self.lmcache.look.take() else {
+            return;
+        };
+        if engine.shared().options.role == Role::Decode
+            && engine
+                .world
+                .transfers
+                .load(&engine.world, engine.index, key)
+        {
+            self.external = self.ask.prompt_tokens();
+        }
+    }
+
     pub fn longest(&self) -> u32 {
         (0..self.ask.choices())
             .map(|c| self.length(c).0)
@@ -250,6 +299,10 @@ impl Job {
     /// The prompt is in this engine's KV: hold it for another if asked to.
     pub fn produce(&mut self, engine: &Engine) {
         let (shared, ledger) = (engine.shared(), &engine.world.ledger);
+        if shared.options.kv == KvMode::Lmcache {
+            let prompt = self.ask.prompts[0].hash;
+            return self.lmcache.produce(engine, prompt, &mut self.params);
+        }
         let asked = matches!(self.kv, KvAsk::Produce { .. });
         if !asked && !shared.options.bidirectional {
             return;
