@@ -34,6 +34,7 @@ mod first_token;
 mod handshakes;
 mod http;
 mod matrix;
+mod sidecar;
 mod structure;
 mod wire;
 mod xpyd;

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod call;
 pub mod first_token;
 pub mod grant;
+pub mod hold;
 pub mod pick;
 pub mod pinned;
 pub mod relay;

@@ -13,12 +13,13 @@ use crate::cluster::{Cluster, Instance};
 use crate::config::sidecar::{Generation, Sidecar};
 use crate::config::{Address, Config, Role, Url};
 use crate::error::{Error, Kind, Stage};
+use crate::id;
 use crate::log;
 use crate::net::stream::Stream;
 use crate::net::tls::Trust;
 use crate::shared::{Published, Snapshot};
 use crate::wire::cap::{self, Api};
-use crate::wire::json::Edit;
+use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::KV_PARAMS;
 
 use super::send::put_field;
@@ -152,25 +153,13 @@ impl Pins {
         std::cell::Ref::filter_map(place.borrow(), Option::as_ref).ok()
     }
 
+    pub fn prefill(&self) -> Option<Arc<Instance>> {
+        self.prefill.borrow().clone()
+    }
+
     /// Is there a P?
     pub fn prefills(&self) -> bool {
         self.prefill.borrow().is_some()
-    }
-
-    /// P's host as the header has it, and its port.
-    pub fn prefill_place(&self) -> (String, u16) {
-        let prefill = self.prefill.borrow();
-        let place = prefill.as_ref().and_then(|p| p.address.network());
-        place.map_or_else(Default::default, |(host, port)| (host.to_owned(), port))
-    }
-
-    /// The place of the engine next to us among its ranks.
-    pub fn rank(&self, cluster: &Cluster) -> usize {
-        let decode = self.decode.borrow();
-        let index = decode.as_ref().map(|d| d.index);
-        let ranks = cluster.role(Role::Decode).iter();
-        let mut ranks = ranks.map(|d| d.index);
-        ranks.position(|i| Some(i) == index).unwrap_or(0)
     }
 
     pub(super) fn prefill_edits(&self, request: &Request) -> Vec<Edit> {
@@ -284,6 +273,33 @@ impl Exchange {
         }
         let what = format!("{DATA_PARALLEL} names no rank of this pod");
         Err(Error::new(Kind::BadRequest, Stage::Body, what))
+    }
+
+    /// `remote_kv_source` for a leg: from whom it may pull a cached prefix, unless that is `but`.
+    pub fn kv_source(&self, but: Option<&Arc<Instance>>) -> Option<String> {
+        let pins = self.pins.as_ref()?;
+        let source = pins.source.borrow();
+        let (host, port) = source.as_ref()?;
+        let same = |(other, its): (&str, u16)| other == host && its == *port;
+        if but.and_then(|one| one.address.network()).is_some_and(same) {
+            return None;
+        }
+        let sidecar = pins.sidecar();
+        let ours = sidecar.pod_ip.is_some_and(|ip| ip.to_string() == *host);
+        let ranks = self.cluster.role(Role::Decode).len() as u16;
+        let rank = port.checked_sub(self.config.port).filter(|r| *r < ranks);
+        if ours && rank.is_some() && but.is_none() {
+            return None;
+        }
+        let mut out = format!(
+            r#"{{"kv_request_id":"{}","remote_host":"#,
+            id::fresh(&self.tools.rng)
+        )
+        .into_bytes();
+        put_string(&mut out, host);
+        let port = sidecar.p2p_port.saturating_add(rank.unwrap_or(0));
+        out.extend_from_slice(format!(r#","remote_port":{port}}}"#).as_bytes());
+        String::from_utf8(out).ok()
     }
 
     fn admits(&self, sidecar: &Sidecar, address: &Address) -> bool {

@@ -7,9 +7,15 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod aside;
 mod beside;
+mod mooncake;
 mod nixl;
+mod nixl_flat;
+mod offloading;
 mod sequential;
+mod sglang;
+mod shared_storage;
 
 use std::future::Future;
 use std::io;
@@ -39,7 +45,16 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[
+    sequential::SPEC,
+    nixl::SPEC,
+    aggregated::SPEC,
+    mooncake::SPEC,
+    nixl_flat::SPEC,
+    offloading::SPEC,
+    sglang::SPEC,
+    shared_storage::SPEC,
+];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

@@ -30,6 +30,7 @@ use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
+use crate::wire::cap::edited;
 use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
 use crate::wire::usage::{Corrected, cached_tokens};
@@ -84,8 +85,7 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     let mut leg = x.prefill_leg();
     leg.edits
         .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
-    leg.edits
-        .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
+    leg.edits.push(Edit::Set(KV_PARAMS, template(x)));
     leg.brings_grant = true;
     plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
@@ -95,6 +95,20 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     }
     let first = plan.read(x, &answer);
     Ok((Grant::from_answer(x, &answer, KV_PARAMS)?, first))
+}
+
+/// What asks P to keep its KV; and, beside an engine, whom it may pull a cached prefix from.
+fn template(x: &Exchange) -> Cow<'static, [u8]> {
+    let pulls = x.pins.as_ref().filter(|pins| pins.sidecar().p2p_pull);
+    let prefill = pulls.and_then(|pins| pins.prefill());
+    match prefill.and_then(|prefill| x.kv_source(Some(&prefill))) {
+        None => Cow::Borrowed(NIXL_TEMPLATE),
+        Some(source) => {
+            let value = Cow::Owned(source.into_bytes());
+            let own = [Edit::Set("remote_kv_source", value)];
+            Cow::Owned(edited(NIXL_TEMPLATE, &own))
+        }
+    }
 }
 
 fn decode_leg(x: &Exchange, grant: Option<Grant>) -> Leg {

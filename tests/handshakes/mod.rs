@@ -7,7 +7,12 @@ mod departed_clients_never_strand_kv;
 mod nixl;
 mod params_never_change_on_their_way;
 mod same_text;
+mod mooncake;
+mod nixl_flat;
+mod offloading;
 mod sequential;
+mod sglang;
+mod shared_storage;
 mod spent_params_never_travel_again;
 
 use pdsim::Received;

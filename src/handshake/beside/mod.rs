@@ -13,6 +13,7 @@
 //! * **Must never:** know how KV travels: that is the handshake's.
 //! * **To extend:** another policy for a failed P is an arm in [`after`].
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::config::sidecar::{PinnedFailure, Sidecar};
@@ -20,6 +21,8 @@ use crate::config::{Config, Role};
 use crate::error::Stage;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
+use crate::wire::json::Edit;
+use crate::wire::openai::KV_PARAMS;
 
 use super::{Handshake, Running};
 
@@ -118,6 +121,12 @@ pub(super) async fn alone(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
+    }
+    let pulls = x.config.handshake == "offloading"
+        || x.pins.as_ref().is_some_and(|pins| pins.sidecar().p2p_pull);
+    if pulls && let Some(source) = x.kv_source(None) {
+        let params = format!(r#"{{"remote_kv_source":{source}}}"#).into_bytes();
+        leg.edits.push(Edit::Set(KV_PARAMS, Cow::Owned(params)));
     }
     leg.verbatim = leg.edits.is_empty();
     let engine = x.pick(Role::Decode)?;
