@@ -14,6 +14,7 @@ pub mod change;
 pub mod fetch;
 pub mod guest;
 pub mod health;
+pub mod kubernetes;
 pub mod learn;
 pub mod load;
 pub mod models;

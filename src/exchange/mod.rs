@@ -11,6 +11,7 @@ pub mod call;
 pub mod first_token;
 pub mod grant;
 pub mod hold;
+pub mod own_stream;
 pub mod pick;
 pub mod pinned;
 pub mod relay;

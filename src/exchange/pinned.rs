@@ -3,12 +3,12 @@
 //! What a header may name is judged here, once per request; scripts then `pick` as they always do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use crate::cluster::guest::Guests;
+use crate::cluster::kubernetes::Members;
 use crate::cluster::{Cluster, Instance};
 use crate::config::sidecar::{Generation, Sidecar};
 use crate::config::{Address, Config, Role, Url};
@@ -41,23 +41,8 @@ const DENIED: &str = "Forbidden: prefill target not allowed by SSRF protection";
 pub struct Hosts {
     pub guests: Guests,
     /// The pods of the InferencePool, if that is who may be named.
-    pub members: Published<Members>,
+    pub members: Arc<Published<Members>>,
     pub trust: TrustOf,
-}
-
-/// Whom an InferencePool admits.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Addresses and names of its pods.
-    pub hosts: HashSet<String>,
-    /// The ports that its pods serve on; empty: it does not say.
-    pub ports: Vec<u16>,
-}
-
-impl Members {
-    fn admit(&self, host: &str, port: u16) -> bool {
-        self.hosts.contains(host) && (self.ports.is_empty() || self.ports.contains(&port))
-    }
 }
 
 /// Whose certificates are believed, by role.

@@ -35,6 +35,7 @@ use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
 use crate::wire::usage::{Corrected, cached_tokens};
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -61,8 +62,11 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         drop(grant);
         return Box::pin(reply.whole_stream(x, stream)).await;
     }
-    let decode = x.pick(Role::Decode)?;
     let mut leg = decode_leg(x, grant);
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, leg.grant)).await;
+    }
+    let decode = x.pick(Role::Decode)?;
     plan.seed(&mut leg);
     let stream = Box::pin(x.open(decode, leg)).await?;
     if let Some(pins) = &x.pins {

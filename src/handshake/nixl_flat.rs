@@ -20,6 +20,7 @@ use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::wire::json::Edit;
 use crate::wire::openai::KV_PARAMS;
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -55,6 +56,9 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     }
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
+    }
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, None)).await;
     }
     let decode = x.pick(Role::Decode)?;
     let stream = Box::pin(x.open(decode, leg)).await?;

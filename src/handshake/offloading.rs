@@ -19,6 +19,7 @@ use crate::id;
 use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::{KV_PARAMS, whole_answer_edits};
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -47,6 +48,9 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     });
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
+    }
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, None)).await;
     }
     let decode = x.pick(Role::Decode)?;
     let stream = Box::pin(x.open(decode, leg)).await?;

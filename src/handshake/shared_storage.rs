@@ -23,6 +23,7 @@ use crate::exchange::{Exchange, Leg, Opened, Reply, Stop};
 use crate::wire::json::Edit;
 use crate::wire::openai::finish_reason;
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -50,7 +51,11 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let oldest = x.pins.as_ref();
     let oldest = oldest.is_some_and(|pins| pins.sidecar().generation == Generation::G1);
     let request = x.request();
+    // Where encoders have worked, P has to look at what they made.
+    let encoded = x.pins.as_ref().is_some_and(|pins| !pins.edits.borrow().is_empty());
     if !oldest
+        && !encoded
+        && !chunked::applies(x)
         && request.object.has(request.body(), THRESHOLD)
         && let Some(stream) = Box::pin(decode_first(x)).await?
     {
@@ -71,6 +76,9 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     threshold(&mut leg, oldest);
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
+    }
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, None)).await;
     }
     leg.verbatim = leg.edits.is_empty();
     let decode = x.pick(Role::Decode)?;

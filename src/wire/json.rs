@@ -31,6 +31,11 @@ impl Member {
         self.value.0 as usize..self.value.1 as usize
     }
 
+    /// The key, unescaped.
+    pub fn key<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        unescape(&bytes[self.key.0 as usize..self.key.1 as usize])
+    }
+
     /// From the key's opening quote to the end of the value.
     fn whole(&self) -> Range<usize> {
         self.key.0 as usize - 1..self.value.1 as usize

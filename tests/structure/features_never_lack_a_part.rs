@@ -20,7 +20,8 @@ fn known<T>(then: impl FnOnce(&Known) -> T) -> T {
 /// The files of a folder but `mod.rs`, by their names without ending.
 fn stems(folder: &str) -> Vec<String> {
     let stem = |p: &std::path::PathBuf| p.file_stem().unwrap().to_str().unwrap().to_owned();
-    let mut stems: Vec<String> = files(folder).iter().map(stem).collect();
+    let here = |p: &&std::path::PathBuf| p.parent() == Some(Path::new(folder));
+    let mut stems: Vec<String> = files(folder).iter().filter(here).map(stem).collect();
     stems.retain(|s| s != "mod");
     stems
 }

@@ -13,6 +13,9 @@
 //! * **Must never:** know how KV travels: that is the handshake's.
 //! * **To extend:** another policy for a failed P is an arm in [`after`].
 
+pub mod chunked;
+mod encode;
+
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -57,6 +60,7 @@ impl Beside {
         let Some(pins) = x.pins.clone() else {
             return self.inner.run(x, reply).await;
         };
+        Box::pin(encode::stage(x, &pins)).await?;
         if !pins.prefills() {
             return alone(x, reply).await;
         }
@@ -127,6 +131,9 @@ pub(super) async fn alone(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     if pulls && let Some(source) = x.kv_source(None) {
         let params = format!(r#"{{"remote_kv_source":{source}}}"#).into_bytes();
         leg.edits.push(Edit::Set(KV_PARAMS, Cow::Owned(params)));
+    }
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, None)).await;
     }
     leg.verbatim = leg.edits.is_empty();
     let engine = x.pick(Role::Decode)?;
