@@ -78,8 +78,9 @@ fn run_as(program: &Program, args: &[String]) -> ExitCode {
     if let Some(log) = &start.log
         && let Err(error) = terminal::tee(log)
     {
-        eprintln!("ERROR: the output cannot go to {}: {error}", log.display());
-        return ExitCode::FAILURE;
+        // As with `| tee`: without the copy, but it runs.
+        let log = log.display();
+        eprintln!("WARNING: {log} cannot be written ({error}): the log is only here");
     }
     serve(Start {
         loaded: start.loaded,

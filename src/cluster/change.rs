@@ -46,6 +46,8 @@ impl fmt::Display for Change {
 pub enum Refused {
     Exists(String),
     Unknown(String),
+    /// No stage of this handshake asks such an instance.
+    Unused(Role, &'static str),
 }
 
 impl fmt::Display for Refused {
@@ -53,6 +55,10 @@ impl fmt::Display for Refused {
         match self {
             Refused::Exists(what) => write!(f, "{what} is in the list already"),
             Refused::Unknown(what) => write!(f, "{what} is not in the list"),
+            Refused::Unused(role, handshake) => {
+                let role = role.name();
+                write!(f, "handshake {handshake} does not use {role} instances")
+            }
         }
     }
 }
@@ -87,7 +93,7 @@ impl Cluster {
                     .store(drain, Ordering::Relaxed);
             }
             Change::Remove(..) | Change::RemoveOne(_) => {
-                // Not marked: until the new list is published (which may wait for DNS) it is the list, and
+                // Not marked: until the new list is published it is the list, and
                 // afterwards nobody picks from the old one.
                 let gone = match change {
                     Change::Remove(role, address) => self.known(*role, address)?,

@@ -8,8 +8,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use super::Instance;
 use super::breaker::now_ms;
-use super::{Instance, resolve};
+use super::names::resolve;
 use crate::config::{Address, CircuitBreaker, InstanceConfig, Role};
 use crate::log;
 use crate::metrics::Metrics;
@@ -149,7 +150,9 @@ fn resolver() -> Sender<Weak<Instance>> {
             }
         }
     };
-    let spawned = std::thread::Builder::new().name("guests".into()).spawn(look);
+    let spawned = std::thread::Builder::new()
+        .name("guests".into())
+        .spawn(look);
     if let Err(error) = spawned {
         log::error(|| format!("names in headers are not looked up: {error}"));
     }

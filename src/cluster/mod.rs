@@ -18,13 +18,14 @@ pub mod kubernetes;
 pub mod learn;
 pub mod load;
 pub mod models;
+pub mod names;
 pub mod ring;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role, Url};
+use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
 use crate::shared::Published;
@@ -138,7 +139,7 @@ impl Instance {
             removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
-            targets: Published::new(literal_targets(&one.address)),
+            targets: Published::new(names::literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
             met: Mutex::default(),
             name,
@@ -385,31 +386,5 @@ impl Cluster {
         self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
-    }
-}
-
-/// Addresses that need no DNS.
-fn literal_targets(address: &Address) -> Vec<Target> {
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
-            let ip: Result<std::net::IpAddr, _> = host.parse();
-            ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
-                .unwrap_or_default()
-        }
-    }
-}
-
-/// Looks an address up. Blocks: for the control thread, and before the shards start.
-pub fn resolve(address: &Address) -> Vec<Target> {
-    use std::net::ToSocketAddrs;
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
-            (host.as_str(), *port)
-                .to_socket_addrs()
-                .map(|found| found.map(Target::Tcp).collect())
-                .unwrap_or_default()
-        }
     }
 }

@@ -284,10 +284,21 @@ fn check_sidecar(config: &Config, report: &mut Report) {
         let message = "sidecar goes with surface: sidecar, whose paths are the engine's";
         report.problem(key, message, "write surface: sidecar");
     }
-    if !["mooncake", "nixl", "nixl_flat", "offloading", "sequential", "sglang", "shared_storage"]
-        .contains(&config.handshake.as_str())
+    if ![
+        "mooncake",
+        "nixl",
+        "nixl_flat",
+        "offloading",
+        "sequential",
+        "sglang",
+        "shared_storage",
+    ]
+    .contains(&config.handshake.as_str())
     {
-        let message = format!("handshake {} takes no prefill instance from a header", config.handshake);
+        let message = format!(
+            "handshake {} takes no prefill instance from a header",
+            config.handshake
+        );
         report.problem("handshake", message, "use nixl, or remove sidecar");
     }
     if config.instances.len() > 1024 {
@@ -300,7 +311,9 @@ fn check_sidecar(config: &Config, report: &mut Report) {
     }
     let ranks = count(config, Role::Decode) as u16;
     let own = sidecar.metrics_port;
-    if own.is_some_and(|port| port != 0 && (config.port..config.port.saturating_add(ranks)).contains(&port)) {
+    if own.is_some_and(|port| {
+        port != 0 && (config.port..config.port.saturating_add(ranks)).contains(&port)
+    }) {
         let message = "metrics_port is a port that a rank listens on";
         report.problem("sidecar.metrics_port", message, "choose another one");
     }

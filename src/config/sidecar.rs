@@ -467,7 +467,11 @@ pub(super) fn write_sidecar(sidecar: &Sidecar) -> Vec<(&'static str, String)> {
     put("prefill_retries", prefill_retries.to_string(), differs);
     let differs = *prefill_backoff != usual.prefill_backoff;
     put("prefill_backoff", show_duration(*prefill_backoff), differs);
-    put("sample_prefill", sample_prefill.to_string(), *sample_prefill);
+    put(
+        "sample_prefill",
+        sample_prefill.to_string(),
+        *sample_prefill,
+    );
     put("prefill_tls", prefill_tls.to_string(), *prefill_tls);
     put("encode_tls", encode_tls.to_string(), *encode_tls);
     put("encode", encode.name().to_owned(), *encode != usual.encode);

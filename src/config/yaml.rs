@@ -69,6 +69,10 @@ pub struct Malformed {
 /// An empty document is `Null`.
 pub fn parse(text: &str) -> Result<Node, Malformed> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(line) = too_deep(text) {
+        let message = format!("nested more than {DEPTH_MAX} deep");
+        return Err(Malformed { line, message });
+    }
     // serde_yaml first: it bounds depth and alias expansion, so what follows is safe to recurse into.
     let raw = serde_yaml::from_str::<Raw>(text).map_err(|error| Malformed {
         line: error.location().map_or(1, |at| at.line().max(1)),
@@ -160,6 +164,28 @@ struct Mark {
 
 /// Deeper than serde_yaml lets through; below what a recursive drop could not take.
 const DEPTH_MAX: usize = 256;
+
+/// Where brackets open deeper than any configuration does. serde_yaml says so itself, but only after it has
+/// read the whole text, and that takes the square of the depth: a minute for 100 kB of `[`.
+fn too_deep(text: &str) -> Option<usize> {
+    let opens = text.bytes().filter(|b| matches!(b, b'[' | b'{')).count();
+    if opens <= DEPTH_MAX {
+        return None;
+    }
+    let mut parser = Parser::new_from_str(text);
+    let mut depth = 0usize;
+    while let Some(Ok((event, span))) = parser.next_event() {
+        match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Some(span.start.line());
+        }
+    }
+    None
+}
 
 /// The positions of the first document; what was seen before an error counts.
 fn marks(text: &str) -> Option<Rc<Mark>> {
@@ -294,4 +320,26 @@ fn merge(entries: Vec<Entry>) -> Vec<Entry> {
         }
     }
     own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_without_end_are_refused_at_once() {
+        for text in ["model: ", "a:\n  b: "] {
+            for open in ["[", "{a: ", "[{a: "] {
+                let began = std::time::Instant::now();
+                let bad = parse(&format!("{text}{}", open.repeat(200_000))).unwrap_err();
+                assert_eq!(bad.message, "nested more than 256 deep");
+                let took = began.elapsed();
+                assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+            }
+        }
+        // Many are fine, where they close.
+        let many = format!("a: [{}1]", "[],".repeat(5_000));
+        assert!(matches!(parse(&many).unwrap().value, Value::Map(_)));
+        assert!(parse(&format!("a: '{}'", "[".repeat(5_000))).is_ok());
+    }
 }

@@ -100,8 +100,7 @@ impl Exchange {
                 first: !self.tools.met.warm(&grant.prefill, decode),
             });
         }
-        let retryable = &self.config.retry.retryable_status_codes;
-        if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
+        if !leg.verbatim && self.listed(opened.head.status) {
             // Read in full, so that another instance can be tried, or else this be the answer.
             let answer = Box::pin(self.read_answer(opened, &leg, began)).await?;
             return Err(Stop::Answer(Box::new(answer)));
@@ -119,6 +118,7 @@ impl Exchange {
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
+        let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
         if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
             self.cluster
@@ -126,6 +126,26 @@ impl Exchange {
                 .learn(self.request().summary.prompt_bytes, tokens);
         }
         Ok(answer)
+    }
+
+    /// Some engines put an error into a 200. One whose code is a 4xx is the client's own: the answer, with that
+    /// status. Of others another instance may know better. No breaker counts them: what a client can cause
+    /// must not eject an engine.
+    fn unless_denied(&self, mut answer: Answer) -> Result<Answer, Stop> {
+        let Some(raw) = answer.field("error").filter(|raw| *raw != b"null") else {
+            return Ok(answer);
+        };
+        if let Some(status) = openai::error_code(raw).filter(|code| (400..500).contains(code)) {
+            answer.head.override_status(status);
+            return Err(Stop::Answer(Box::new(answer)));
+        }
+        let instance = &answer.instance;
+        self.avoid.borrow_mut().push(instance.index);
+        let counter = InstanceCounter::failures(Failure::BadResponse);
+        instance.metrics.inc(&self.tools.metrics, counter);
+        let cause = "its answer is an error with the status of a success";
+        let error = Error::new(Kind::BadResponse, self.trace.stage.get(), cause);
+        Err(Stop::Again(error.at(&instance.name)))
     }
 
     /// `began`: when the leg did; its one limit is for all of it.

@@ -19,6 +19,9 @@ use crate::wire::prompt::first_words;
 
 use super::{Exchange, Request, Stop};
 
+/// How often a pick is made again because another shard was quicker: then it stands.
+const PICKS_AGAIN: u32 = 4;
+
 /// An instance chosen for one leg, charged with it until this is dropped.
 pub struct Picked {
     pub in_flight: InFlight,
@@ -54,8 +57,9 @@ impl Exchange {
         // In order of preference: those in good standing; then whoever is not tried, ejected or not.
         for strict in [true, false] {
             self.fill(&mut candidates, instances, tried, strict.then_some(now));
+            let mut again = PICKS_AGAIN;
             while !candidates.is_empty() {
-                let at = self.choose(role, instances, &candidates);
+                let (at, seen) = self.choose(role, instances, &candidates);
                 let instance = &instances[candidates[at].position];
                 let trial = strict && instance.breaker.state(now) == State::HalfOpen;
                 if trial && !instance.breaker.claim_trial(now) {
@@ -63,10 +67,14 @@ impl Exchange {
                     continue;
                 }
                 let tokens = self.prompt_tokens();
-                return Ok(Picked {
-                    in_flight: self.tools.view.charge(instance, tokens),
-                    trial,
-                });
+                let (in_flight, before) = self.tools.view.charge_and_see(instance, tokens);
+                // Another shard took it in the same moment: no longer what was chosen.
+                let taken = seen.is_some_and(|seen| before > seen.requests);
+                if taken && again > 0 && !trial {
+                    again -= 1;
+                    continue;
+                }
+                return Ok(Picked { in_flight, trial });
             }
         }
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
@@ -125,7 +133,13 @@ impl Exchange {
         }
     }
 
-    fn choose(&self, role: Role, instances: &[Arc<Instance>], candidates: &[Candidate]) -> usize {
+    /// Also the load of it that the policy went by, if it wants that to hold.
+    fn choose(
+        &self,
+        role: Role,
+        instances: &[Arc<Instance>],
+        candidates: &[Candidate],
+    ) -> (usize, Option<Counts>) {
         let turns = &self.tools.rotation[role as usize];
         let rotation = turns.get();
         turns.set(rotation.wrapping_add(1));
@@ -136,6 +150,11 @@ impl Exchange {
             Role::Prefill => 1,
             Role::Decode | Role::Aggregated => self.request().summary.max_tokens.unwrap_or(0),
         };
+        let known = Known {
+            x: self,
+            instances,
+            seen: Cell::new(None),
+        };
         let ask = Ask {
             role,
             prompt_tokens,
@@ -143,10 +162,11 @@ impl Exchange {
             rotation,
             turn: self.cluster.models.turns(scope).of(role),
             rng: &self.tools.rng,
-            facts: &Known { x: self, instances },
+            facts: &known,
         };
         let policy = self.policy(scope, role);
-        policy.pick(candidates, &ask).min(candidates.len() - 1)
+        let at = policy.pick(candidates, &ask).min(candidates.len() - 1);
+        (at, known.seen.get())
     }
 
     fn policy(&self, scope: Scope, role: Role) -> &dyn Policy {
@@ -238,9 +258,14 @@ pub(super) struct Places {
 struct Known<'a> {
     x: &'a Exchange,
     instances: &'a [Arc<Instance>],
+    seen: Cell<Option<Counts>>,
 }
 
 impl Facts for Known<'_> {
+    fn rests_on(&self, load: Counts) {
+        self.seen.set(Some(load));
+    }
+
     fn load(&self, position: usize) -> Counts {
         self.instances[position].load.read()
     }

@@ -216,7 +216,11 @@ impl Exchange {
         Ok(())
     }
 
-    fn prefill_named(&self, request: &Request, sidecar: &Sidecar) -> Result<Option<Address>, Error> {
+    fn prefill_named(
+        &self,
+        request: &Request,
+        sidecar: &Sidecar,
+    ) -> Result<Option<Address>, Error> {
         let mut named = listed(request, PREFILL);
         if named.is_empty() {
             named = listed(request, PREFILL_URL);

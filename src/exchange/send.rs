@@ -53,6 +53,8 @@ pub struct Leg {
     pub id: Option<Box<str>>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// It has been read as JSON, whatever the client called it (curl's `-d` says it is a form).
+    pub json: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
     pub alone: bool,
     /// The answer will be read by us: it must not come compressed.
@@ -82,6 +84,7 @@ impl Leg {
             strip: &[],
             id: None,
             verbatim: false,
+            json: false,
             alone: false,
             plain_answer: false,
             brings_grant: false,
@@ -394,6 +397,11 @@ impl Exchange {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
             self.reached(&picked);
+            if self.listed(head.status) {
+                // "Not now" (429, 408) is no failure, and nothing that the breaker counts; but whoever tries
+                // again asks somebody else.
+                self.avoid.borrow_mut().push(picked.instance().index);
+            }
         }
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
@@ -412,6 +420,11 @@ impl Exchange {
             stage: leg.stage,
             handover: None,
         })
+    }
+
+    /// Is this a status for which another instance is asked?
+    pub fn listed(&self, status: u16) -> bool {
+        status >= 400 && self.config.retry.retryable_status_codes.contains(&status)
     }
 
     /// What a client's leaving does to this leg; see `release.rs` for why it is not always the end.
@@ -512,11 +525,10 @@ impl Exchange {
                 Name::Host | Name::ContentLength | Name::Expect | Name::RequestId => true,
                 Name::Authorization => key.is_some(),
                 Name::AcceptEncoding => leg.plain_answer,
-                Name::ContentType if !leg.get => {
-                    typed = true;
-                    false
+                Name::ContentType => {
+                    typed = !leg.json;
+                    leg.json || leg.get
                 }
-                Name::ContentType => true,
                 _ => false,
             };
             let skip = skip || leg.replaces(field.name(head));

@@ -72,7 +72,9 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     if let Some(pins) = &x.pins {
         let events = stream.is_good_event_stream();
         let corrected = Corrected::new(pins.cached_tokens.get(), events);
-        return reply.relay_through(x, stream, Some(Box::new(corrected))).await;
+        return reply
+            .relay_through(x, stream, Some(Box::new(corrected)))
+            .await;
     }
     reply.relay_after(x, stream, first).await
 }

@@ -18,7 +18,7 @@ use super::runtime::Driver;
 use super::tls::Session;
 
 /// Where an upstream connection goes, resolved: a shard never asks DNS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),

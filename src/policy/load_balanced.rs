@@ -21,16 +21,19 @@ struct LoadBalanced;
 
 impl Policy for LoadBalanced {
     fn pick(&self, candidates: &[Candidate], ask: &Ask) -> usize {
-        let mut best = None;
+        let mut best: Option<((bool, (f64, f64)), usize, Counts)> = None;
         for (at, one) in candidates.iter().enumerate() {
             let load = ask.facts.load(one.position);
             let key = (!fits(one, ask), rank(load, one.weight, ask.role));
             // Strictly less: the first of those that tie stays.
-            if best.is_none_or(|(least, _)| key < least) {
-                best = Some((key, at));
+            if best.is_none_or(|(least, ..)| key < least) {
+                best = Some((key, at, load));
             }
         }
-        best.map_or(0, |(_, at)| at)
+        best.map_or(0, |(_, at, load)| {
+            ask.facts.rests_on(load);
+            at
+        })
     }
 }
 

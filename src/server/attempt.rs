@@ -134,17 +134,14 @@ fn too_slow(x: &Exchange, stop: &Stop) -> bool {
     stage_ended && matches!(stop, Stop::Error(e) if e.kind == Kind::Timeout)
 }
 
-/// Might another try succeed? 4xx are answers, whoever gave them.
+/// Might another try succeed? 4xx are answers, whoever gave them, but for those that are listed.
 fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
-    let listed = &x.config.retry.retryable_status_codes;
     match stop {
         // The same one again would only be given twice the work.
         Stop::Error(_) if slow => anyone_new(x).then_some(Retry::Timeout),
         Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
         Stop::Again(_) => Some(Retry::Reset),
-        Stop::Answer(a) if a.head.status >= 500 && listed.contains(&a.head.status) => {
-            Some(Retry::Status)
-        }
+        Stop::Answer(a) if x.listed(a.head.status) => Some(Retry::Status),
         _ => None,
     }
 }

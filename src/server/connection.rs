@@ -16,11 +16,11 @@ use crate::log;
 use crate::metrics::{
     Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
 };
-use crate::net::inbox::{Duet, Inbox, read_client};
 use crate::net::buffer::SMALL;
+use crate::net::inbox::{Duet, Inbox, read_client};
 use crate::net::stream::{Stream, finish_writing, reset_now, shutdown_now};
-use crate::net::tls::{Acceptor, accept};
 use crate::net::sweep::{Fired, Slot, Wait};
+use crate::net::tls::{Acceptor, accept};
 use crate::wire::head::{Framing, Method, Name, RequestHead};
 
 use super::intake::{self, Arrived, NoRequest};
@@ -337,14 +337,18 @@ impl Client {
         arrived: Option<&Arrived>,
     ) {
         let mut line = log::Access::default();
-        if let Some(Arrived { head, head_len, .. }) = arrived {
-            self.inbox.look(|bytes| {
+        self.inbox.look(|bytes| match arrived {
+            Some(Arrived { head, head_len, .. }) => {
                 let bytes = &bytes[..*head_len];
                 line.id = self.id(head, bytes);
                 line.method = head.method_text(bytes).to_owned().into();
                 line.path = head.target(bytes).into();
-            });
-        }
+            }
+            None => {
+                let (method, path) = intake::named(bytes).unwrap_or(("-".into(), "-".into()));
+                (line.method, line.path) = (method.into(), path.into());
+            }
+        });
         let metrics = &self.shard.tools.metrics;
         reply.keep_alive = false;
         metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::learn::Questions;
-use crate::cluster::{Health, Instance, health, resolve};
+use crate::cluster::names::resolve;
+use crate::cluster::{Health, Instance, health};
 use crate::config::{Address, Config, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
@@ -28,8 +29,9 @@ use super::{Shared, admin, startup, status, xpyd};
 pub enum Ask {
     Metrics,
     Status,
+    /// May wait for DNS: answered in a task, as the next.
     Admin(admin::Ask),
-    /// Waits for engines: answered in a task.
+    /// Waits for engines.
     Xpyd(xpyd::Ask),
 }
 
@@ -84,7 +86,13 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
                     let answer = match ask {
                         Ask::Metrics => (200, metrics(&shared)),
                         Ask::Status => (200, status::render(&shared)),
-                        Ask::Admin(ask) => admin::carry_out(&shared, ask),
+                        Ask::Admin(ask) => {
+                            let shared = shared.clone();
+                            monoio::spawn(async move {
+                                asker.answer(&shared, admin::carry_out(&shared, ask).await);
+                            });
+                            continue;
+                        }
                         Ask::Xpyd(ask) => {
                             desk.take(asker, ask);
                             continue;

@@ -88,6 +88,7 @@ async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         let mut leg = Leg::new(Stage::DecodeHead);
         leg.verbatim = true;
         leg.alone = true;
+        leg.json = true;
         match x.open(picked, leg).await {
             Ok(opened) => return reply.relay(x, opened).await,
             Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => last = error,

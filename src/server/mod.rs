@@ -27,6 +27,7 @@ pub mod status;
 pub mod surface;
 pub mod xpyd;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,7 +36,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cluster::guest::Guests;
-use crate::cluster::{Cluster, kubernetes, resolve};
+use crate::cluster::names::resolve;
+use crate::cluster::{Cluster, Instance, kubernetes};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
 use crate::exchange::pinned::{Hosts, TrustOf};
@@ -44,6 +46,7 @@ use crate::handshake::{self, Handshake};
 use crate::log;
 use crate::metrics::{self, Gauge, Metrics};
 use crate::net::runtime::Driver;
+use crate::net::stream::Target;
 use crate::net::tls::Acceptor;
 use crate::net::{limit, listen};
 use crate::policy;
@@ -352,6 +355,20 @@ fn resolve_names(cluster: &Cluster) {
                 log::warning(|| format!("{role} {name}: its name has no address yet"));
             }
             instance.targets.publish(found);
+        }
+    }
+    let mut places: HashMap<Target, &Arc<Instance>> = HashMap::new();
+    for instance in &cluster.instances {
+        for target in &**instance.targets.get() {
+            let other = *places.entry(target.clone()).or_insert(instance);
+            if other.address != instance.address {
+                let (role, name) = (instance.role.name(), &instance.name);
+                let (other_role, other) = (other.role.name(), &other.name);
+                log::warning(|| {
+                    format!("{role} {name} is {other_role} {other} by another name: list it once")
+                });
+                break;
+            }
         }
     }
 }

@@ -181,6 +181,12 @@ pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
     out
 }
 
+/// The `code` of an `error` member, if it is a number: a status, by custom.
+pub fn error_code(error: &[u8]) -> Option<u16> {
+    let object = Object::scan(error, 64).ok()?;
+    number(object.get(error, "code")?)?.try_into().ok()
+}
+
 /// `usage.prompt_tokens` of a whole answer, where it is there.
 pub fn prompt_tokens(answer: &[u8], object: &Object) -> Option<u64> {
     let usage = object.get(answer, "usage")?;

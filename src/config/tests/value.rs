@@ -427,7 +427,7 @@ fn startup_in_both_spellings() {
         ),
         (
             "startup: {wait_timeout_seconds: -1}",
-            "wait_timeout_seconds must be between 0",
+            "wait_timeout_seconds must be a number from 0 on, got -1",
         ),
         (
             "startup: {probe_interval: 0}",
@@ -602,4 +602,23 @@ command line: --decode[1]: Invalid instance format: nope; write host:port, for e
 command line: --handshake: Unknown handshake 'nixxl'; expected one of ['aggregated', 'nixl', 'sequential'] (did you mean 'nixl'?)
 command line: --decode[0]: Instance '10.0.0.1:8100' is already registered as prefill, and cannot be decode too (one engine has one role)"
     );
+}
+
+#[test]
+fn one_engine_has_one_spelling() {
+    let config = read(
+        "prefill: ['[::FFFF:127.0.0.1]:8100', 'Prefill-0.SVC:08101']\n\
+         decode: ['[0:0::1]:8200', '[::1]:8201']\n",
+    )
+    .unwrap();
+    assert_eq!(
+        addresses(&config, Role::Prefill),
+        ["127.0.0.1:8100", "prefill-0.svc:8101"]
+    );
+    assert_eq!(
+        addresses(&config, Role::Decode),
+        ["[::1]:8200", "[::1]:8201"]
+    );
+    let twice = read("prefill: ['[::1]:8100']\ndecode: ['[0::1]:8100']\n").unwrap_err();
+    assert!(twice.to_string().contains("already registered"), "{twice}");
 }

@@ -193,7 +193,7 @@ fn merge(own: Option<&[u8]>, answers: &[Answer]) -> Vec<u8> {
         };
         for member in object.members() {
             let key = member.key(value);
-            members.retain(|(known, _)| *known != key);
+            members.retain(|(known, _)| known[..] != key[..]);
             members.push((key.into_owned(), value[member.value()].to_vec()));
         }
     };

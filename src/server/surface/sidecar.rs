@@ -92,7 +92,13 @@ mod tests {
 
     #[test]
     fn everything_else_is_the_engine_s() {
-        for line in ["GET /metrics", "DELETE /v1/x", "BREW /", "POST /health", "GET /status"] {
+        for line in [
+            "GET /metrics",
+            "DELETE /v1/x",
+            "BREW /",
+            "POST /health",
+            "GET /status",
+        ] {
             let head = format!("{line} HTTP/1.1\r\nhost: x\r\n\r\n");
             assert_eq!(at(Generation::G3, &head), Route::Forward, "{line}");
         }

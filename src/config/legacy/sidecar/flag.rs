@@ -140,9 +140,7 @@ pub fn known(name: &str) -> Option<(&'static str, Takes)> {
 
 /// The page that `-h` shows.
 pub fn help(program: &str) -> String {
-    let mut text = format!(
-        "Usage of {program} (llm-d's sidecar, on pdrelay); one dash or two:\n"
-    );
+    let mut text = format!("Usage of {program} (llm-d's sidecar, on pdrelay); one dash or two:\n");
     for flag in FLAGS {
         let value = match flag.takes {
             Takes::Switch => "",

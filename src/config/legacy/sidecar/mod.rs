@@ -11,11 +11,11 @@ mod translate;
 
 use super::goflag::{self, Given};
 use super::{Call, Migrated, Outcome, Program, Serve};
+use crate::config::load;
 use crate::config::load::{Env, Known, Loaded, Problem, Problems};
 use crate::config::sidecar::Generation;
 use crate::config::write::Note;
 use crate::config::yaml::{self, Node, Value};
-use crate::config::load;
 
 /// Under its own name: as of now.
 pub static PROGRAM: Program = Program {
@@ -40,7 +40,8 @@ fn run(call: &mut Call, program: &'static str, generation: Generation) -> Outcom
         }
         Ok(given) => given,
         Err(why) => {
-            call.terminal.err(&format!("{why}\n{}", flag::help(program)));
+            call.terminal
+                .err(&format!("{why}\n{}", flag::help(program)));
             return Outcome::Exit(2);
         }
     };
@@ -63,11 +64,7 @@ fn run(call: &mut Call, program: &'static str, generation: Generation) -> Outcom
     }
 }
 
-fn migrate(
-    call: &mut Call,
-    program: &'static str,
-    generation: Generation,
-) -> Result<Migrated, u8> {
+fn migrate(call: &mut Call, program: &'static str, generation: Generation) -> Result<Migrated, u8> {
     let given = goflag::read(call.args, flag::known).map_err(|why| {
         call.terminal.err(&format!("{why}\n"));
         2
@@ -142,7 +139,12 @@ fn add_yaml(all: &mut Given, text: &str, label: &str) -> Result<(), Problems> {
         other => {
             let got = other.type_name();
             let message = format!("the configuration must be a mapping, got {got}");
-            return Err(at(node.line, "", message, "write flags as keys: port: 8000"));
+            return Err(at(
+                node.line,
+                "",
+                message,
+                "write flags as keys: port: 8000",
+            ));
         }
     };
     for entry in entries {

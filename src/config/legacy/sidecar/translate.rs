@@ -23,7 +23,12 @@ const CONNECTORS: [(&str, &str, Generation, Generation); 7] = [
     ("nixlv2", "nixl", Generation::G1, Generation::G3),
     ("nixl", "nixl_flat", Generation::G1, Generation::G1),
     ("lmcache", "shared_storage", Generation::G1, Generation::G1),
-    ("shared-storage", "shared_storage", Generation::G2, Generation::G3),
+    (
+        "shared-storage",
+        "shared_storage",
+        Generation::G2,
+        Generation::G3,
+    ),
     ("sglang", "sglang", Generation::G2, Generation::G3),
     ("mooncake", "mooncake", Generation::G3, Generation::G3),
     ("offloading", "offloading", Generation::G3, Generation::G3),
@@ -201,9 +206,7 @@ fn connector(given: &Given, generation: Generation) -> Result<&'static str, Stri
         (None, Some(name)) => ("connector", name),
         (None, None) => ("connector", "nixlv2"),
     };
-    let there = |row: &&(&str, &str, Generation, Generation)| {
-        (row.2..=row.3).contains(&generation)
-    };
+    let there = |row: &&(&str, &str, Generation, Generation)| (row.2..=row.3).contains(&generation);
     let mut rows = CONNECTORS.iter().filter(there);
     if let Some(row) = rows.clone().find(|row| row.0 == name) {
         return Ok(row.1);
@@ -272,7 +275,9 @@ fn allow(line: &Line, generation: Generation) -> Result<Option<Allow>, String> {
     let env = |name: &str| (line.env)(name).filter(|text| !text.is_empty());
     let either = |flag: &str, variable: &str| {
         let given = line.given.one(flag).map(str::to_owned);
-        given.filter(|text| !text.is_empty()).or_else(|| env(variable))
+        given
+            .filter(|text| !text.is_empty())
+            .or_else(|| env(variable))
     };
     let mut pool = Pool::default();
     match either("inference-pool", "INFERENCE_POOL") {
