@@ -27,7 +27,10 @@ impl Exchange {
                 break Ok(payload);
             }
             if opened.bytes.len() > max {
-                break Err((Kind::AnswerTooLarge, "its answer is too large to be looked at"));
+                break Err((
+                    Kind::AnswerTooLarge,
+                    "its answer is too large to be looked at",
+                ));
             }
             let wait = self.config.timeouts.between_chunks;
             self.slot.arm(Wait::BetweenChunks, wait);
@@ -90,7 +93,9 @@ impl Exchange {
         drop(guard);
         if !whole {
             self.charge_failure(&opened.picked, Failure::Reset);
-            return Err(Stop::Error(opened.failed(Kind::Reset, "its answer was cut short")));
+            return Err(Stop::Error(
+                opened.failed(Kind::Reset, "its answer was cut short"),
+            ));
         }
         let reusable = opened.head.reusable(opened.framing) && opened.framing != Framing::Chunked;
         if reusable && self.slot.fired().is_none() {

@@ -14,7 +14,8 @@ use super::{Exchange, Reply, Stop};
 impl Reply {
     pub async fn begin_stream(&mut self, x: &Exchange) -> io::Result<()> {
         self.status = 200;
-        let mut out = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n".to_vec();
+        let mut out =
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n".to_vec();
         match self.http11 {
             true => put_field(&mut out, b"transfer-encoding", b"chunked"),
             false => self.keep_alive = false,

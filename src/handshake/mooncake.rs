@@ -140,11 +140,17 @@ fn read(body: &[u8]) -> Option<Ranks> {
     let all: HashMap<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
     let engine = |value: &serde_json::Value| {
         let id = value.get("engine_id")?.as_str()?;
-        let plain = id.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+        let plain = id
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
         plain.then(|| id.to_owned())
     };
-    let ranks = all.into_iter().filter(|(rank, _)| rank.parse::<u32>().is_ok());
-    let mut ranks: Ranks = ranks.filter_map(|(rank, v)| Some((rank, engine(&v)?))).collect();
+    let ranks = all
+        .into_iter()
+        .filter(|(rank, _)| rank.parse::<u32>().is_ok());
+    let mut ranks: Ranks = ranks
+        .filter_map(|(rank, v)| Some((rank, engine(&v)?)))
+        .collect();
     ranks.sort();
     (!ranks.is_empty()).then_some(ranks)
 }

@@ -89,7 +89,8 @@ fn peer(x: &Exchange, prefill: &Picked, id: &str) -> Vec<u8> {
     let ranks = x.cluster.role(Role::Decode).len() as u16;
     let rank = port.checked_sub(x.config.port);
     let rank = rank.filter(|rank| sidecar.is_some() && *rank < ranks);
-    let mut out = format!(r#"{{"remote_prefiller":{{"kv_request_id":"{id}","remote_host":"#).into_bytes();
+    let mut out =
+        format!(r#"{{"remote_prefiller":{{"kv_request_id":"{id}","remote_host":"#).into_bytes();
     put_string(&mut out, host);
     let port = first.saturating_add(rank.unwrap_or(0));
     out.extend_from_slice(format!(r#","remote_port":{port}}}}}"#).as_bytes());

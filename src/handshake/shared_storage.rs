@@ -52,7 +52,10 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let oldest = oldest.is_some_and(|pins| pins.sidecar().generation == Generation::G1);
     let request = x.request();
     // Where encoders have worked, P has to look at what they made.
-    let encoded = x.pins.as_ref().is_some_and(|pins| !pins.edits.borrow().is_empty());
+    let encoded = x
+        .pins
+        .as_ref()
+        .is_some_and(|pins| !pins.edits.borrow().is_empty());
     if !oldest
         && !encoded
         && !chunked::applies(x)
@@ -67,7 +70,8 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         leg.edits.retain(|edit| edit.key() != "min_tokens");
         leg.edits.push(Edit::Remove("min_tokens"));
         let one = Cow::Borrowed(&b"1"[..]);
-        leg.edits.retain(|edit| edit.key() != "max_completion_tokens");
+        leg.edits
+            .retain(|edit| edit.key() != "max_completion_tokens");
         leg.edits.push(Edit::Set("max_completion_tokens", one));
         threshold(&mut leg, oldest);
         Box::pin(x.call(x.pick(Role::Prefill)?, leg)).await?;

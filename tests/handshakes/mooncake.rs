@@ -14,7 +14,10 @@ fn one_transfer_id_goes_to_both_and_stale_engine_ids_to_nobody() {
         let life = life.clone();
         move |_, request| {
             assert!(request.starts_with("GET /query HTTP/1.1\r\n"), "{request}");
-            let body = format!(r#"{{"0":{{"engine_id":"engine-{}"}}}}"#, life.load(Ordering::Relaxed));
+            let body = format!(
+                r#"{{"0":{{"engine_id":"engine-{}"}}}}"#,
+                life.load(Ordering::Relaxed)
+            );
             Say::Bytes(answer("200 OK", &body))
         }
     });
@@ -38,13 +41,23 @@ fn one_transfer_id_goes_to_both_and_stale_engine_ids_to_nobody() {
     assert!(id.starts_with("xfer-") && id.len() == 41, "{id}");
     assert_eq!(for_p["do_remote_decode"], true);
     assert_eq!(for_p["do_remote_prefill"], false);
-    let caps = (&at_p["max_tokens"], &at_p["max_completion_tokens"], &at_p["stream"]);
+    let caps = (
+        &at_p["max_tokens"],
+        &at_p["max_completion_tokens"],
+        &at_p["stream"],
+    );
     assert_eq!(caps, (&1.into(), &1.into(), &false.into()));
     assert!(at_p.get("stream_options").is_none());
     assert_eq!(for_d["transfer_id"], id);
     assert_eq!(for_d["remote_engine_id"], "engine-1");
-    assert_eq!(for_d["remote_bootstrap_addr"], format!("http://127.0.0.1:{}", bootstrap.address.port()));
-    assert_eq!((&at_d["max_tokens"], &at_d["stream"]), (&9.into(), &true.into()));
+    assert_eq!(
+        for_d["remote_bootstrap_addr"],
+        format!("http://127.0.0.1:{}", bootstrap.address.port())
+    );
+    assert_eq!(
+        (&at_d["max_tokens"], &at_d["stream"]),
+        (&9.into(), &true.into())
+    );
     assert_eq!(fields(&p.requests()[0], "x-data-parallel-rank"), ["0"]);
     // At once again: what was just said still holds.
     ask();
@@ -69,7 +82,10 @@ fn a_bootstrap_server_that_is_not_there_is_a_bad_gateway() {
     }] {
         let server = beside("sidecar", d.address, &["--kv-connector=mooncake", &port]);
         let response = post(&server, "/v1/completions", r#"{"prompt":"x"}"#, &p, "");
-        assert_eq!((response.status, response.json()["type"].clone()), (502, "BadGateway".into()));
+        assert_eq!(
+            (response.status, response.json()["type"].clone()),
+            (502, "BadGateway".into())
+        );
         drop(bootstrap);
     }
     assert!(p.bodies().is_empty() && d.bodies().is_empty());

@@ -12,7 +12,11 @@ fn params(body: &str) -> serde_json::Value {
 #[test]
 fn one_id_goes_to_both_one_after_the_other() {
     let (p, d) = (says("200 OK", "{}"), says("200 OK", r#"{"from":"d"}"#));
-    let server = beside("sidecar", d.address, &["--kv-connector=offloading", "--p2p-connector-port=7001"]);
+    let server = beside(
+        "sidecar",
+        d.address,
+        &["--kv-connector=offloading", "--p2p-connector-port=7001"],
+    );
     let response = post(&server, "/v1/completions", SENT, &p, "");
     assert_eq!(response.text(), r#"{"from":"d"}"#);
     let (at_p, at_d) = (params(&p.bodies()[0]), params(&d.bodies()[0]));
@@ -20,11 +24,16 @@ fn one_id_goes_to_both_one_after_the_other() {
     assert_eq!(id.len(), 36);
     let expected = serde_json::json!({"remote_prefiller":{"kv_request_id":id,"remote_host":"127.0.0.1","remote_port":7001}});
     assert_eq!(at_d, expected);
-    assert!(p.bodies()[0].contains(r#""max_tokens":1"#) && d.bodies()[0].contains(r#""max_tokens":9"#));
+    assert!(
+        p.bodies()[0].contains(r#""max_tokens":1"#) && d.bodies()[0].contains(r#""max_tokens":9"#)
+    );
     // P's error is P's.
     let bad = says("429 Busy", r#"{"why":"busy"}"#);
     let response = post(&server, "/v1/completions", SENT, &bad, "");
-    assert_eq!((response.status, response.text()), (429, r#"{"why":"busy"}"#.into()));
+    assert_eq!(
+        (response.status, response.text()),
+        (429, r#"{"why":"busy"}"#.into())
+    );
     assert_eq!(d.bodies().len(), 1);
 }
 
@@ -51,8 +60,17 @@ fn cached_prefixes_are_pulled_from_others_only() {
     let at_d = params(d.bodies().last().unwrap());
     assert_eq!(source(&at_d), "10.0.0.7");
     assert_eq!(at_d["remote_kv_source"]["remote_port"], 7777);
-    post_plain(&server, "/v1/completions", SENT, "x-kv-cache-source-host-port: 10.9.9.9:0\r\n");
-    assert_eq!(d.bodies().last().unwrap(), SENT, "what names nobody is ignored");
+    post_plain(
+        &server,
+        "/v1/completions",
+        SENT,
+        "x-kv-cache-source-host-port: 10.9.9.9:0\r\n",
+    );
+    assert_eq!(
+        d.bodies().last().unwrap(),
+        SENT,
+        "what names nobody is ignored"
+    );
     // With NIXL only where it is switched on.
     for (args, pulls) in [(&["--enable-p2p-pull"][..], true), (&[], false)] {
         post(&start(args), "/v1/completions", SENT, &p, more);

@@ -22,7 +22,10 @@ fn both_get_one_body_with_one_room() {
         let (at_p, at_d) = (p.bodies().remove(turn), d.bodies().remove(turn));
         assert_eq!(at_p, at_d);
         let body: serde_json::Value = serde_json::from_str(&at_d).unwrap();
-        assert_eq!((&body["bootstrap_host"], &body["bootstrap_port"]), (&"127.0.0.1".into(), &9001.into()));
+        assert_eq!(
+            (&body["bootstrap_host"], &body["bootstrap_port"]),
+            (&"127.0.0.1".into(), &9001.into())
+        );
         // Nothing is capped: SGLang's P knows what it is.
         assert!(at_d.starts_with(SENT.strip_suffix('}').unwrap()), "{at_d}");
         rooms.push(body["bootstrap_room"].as_i64().expect("below 2^63"));

@@ -15,7 +15,9 @@ const GOOD: &str = r#"{"choices":[{"finish_reason":"stop"}],"from":"d"}"#;
 fn decode_comes_first_and_prefill_only_if_it_missed() {
     for (first, p_asked) in [(MISSED, 1), (GOOD, 0)] {
         let p = says("200 OK", "{}");
-        let d = Scripted::start(move |n, _| Say::Bytes(answer("200 OK", if n == 0 { first } else { GOOD })));
+        let d = Scripted::start(move |n, _| {
+            Say::Bytes(answer("200 OK", if n == 0 { first } else { GOOD }))
+        });
         let server = beside("sidecar", d.address, &["--kv-connector=shared-storage"]);
         let response = post(&server, "/v1/chat/completions", SENT, &p, "");
         assert_eq!(response.text(), GOOD);
@@ -28,14 +30,26 @@ fn decode_comes_first_and_prefill_only_if_it_missed() {
 
 #[test]
 fn streams_are_held_for_two_events_and_not_longer() {
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunk = |data: &str| format!("{:x}\r\ndata: {data}\n\n\r\n", data.len() + 8);
     let role = chunk(r#"{"choices":[{"delta":{"role":"assistant"},"finish_reason":null}]}"#);
-    let text = |t: &str| chunk(&format!(r#"{{"choices":[{{"delta":{{"content":"{t}"}},"finish_reason":null}}]}}"#));
+    let text = |t: &str| {
+        chunk(&format!(
+            r#"{{"choices":[{{"delta":{{"content":"{t}"}},"finish_reason":null}}]}}"#
+        ))
+    };
     for missed in [true, false] {
         let first = match missed {
-            true => vec![format!("{head}{role}"), format!("{}0\r\n\r\n", chunk(MISSED))],
-            false => vec![format!("{head}{role}"), text("a"), format!("{}0\r\n\r\n", text("b"))],
+            true => vec![
+                format!("{head}{role}"),
+                format!("{}0\r\n\r\n", chunk(MISSED)),
+            ],
+            false => vec![
+                format!("{head}{role}"),
+                text("a"),
+                format!("{}0\r\n\r\n", text("b")),
+            ],
         };
         let second = vec![format!("{head}{role}{}0\r\n\r\n", text("again"))];
         let p = says("200 OK", "{}");
@@ -59,7 +73,10 @@ fn errors_of_decode_are_the_answer_and_no_reason_to_prefill() {
     let (p, d) = (says("200 OK", "{}"), says("422 No", r#"{"why":1}"#));
     let server = beside("sidecar", d.address, &["--kv-connector=shared-storage"]);
     let response = post(&server, "/v1/chat/completions", SENT, &p, "");
-    assert_eq!((response.status, response.text()), (422, r#"{"why":1}"#.into()));
+    assert_eq!(
+        (response.status, response.text()),
+        (422, r#"{"why":1}"#.into())
+    );
     assert!(p.bodies().is_empty());
 }
 

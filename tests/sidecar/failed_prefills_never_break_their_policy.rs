@@ -8,7 +8,10 @@ const WHY: &str = r#"{"error":{"message":"P says why","code":1}}"#;
 
 fn fails(status: &'static str) -> Scripted {
     Scripted::start(move |_, _| {
-        let text = format!("HTTP/1.1 {status}\r\nx-why: because\r\ncontent-length: {}\r\n\r\n{WHY}", WHY.len());
+        let text = format!(
+            "HTTP/1.1 {status}\r\nx-why: because\r\ncontent-length: {}\r\n\r\n{WHY}",
+            WHY.len()
+        );
         Say::Bytes(text.into_bytes())
     })
 }
@@ -36,7 +39,10 @@ fn the_second_generation_falls_back_to_decode() {
             assert_eq!((response.status, response.text()), (429, WHY.to_owned()));
             assert_eq!(response.header("x-why"), Some("because"));
         } else {
-            assert_eq!((response.status, response.text()), (200, r#"{"from":"d"}"#.into()));
+            assert_eq!(
+                (response.status, response.text()),
+                (200, r#"{"from":"d"}"#.into())
+            );
         }
     }
     let gone = fails("200 OK");
@@ -59,7 +65,10 @@ fn the_third_generation_tries_the_same_p_again_and_then_says_what_it_said() {
                 false => answer("200 OK", r#"{"kv_transfer_params":{"a":1}}"#),
             })
         });
-        let args = [format!("--prefill-max-retries={retries}"), "--prefill-retry-backoff=10ms".into()];
+        let args = [
+            format!("--prefill-max-retries={retries}"),
+            "--prefill-retry-backoff=10ms".into(),
+        ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let server = beside("sidecar", d.address, &args);
         let before = d.bodies().len();
@@ -68,7 +77,10 @@ fn the_third_generation_tries_the_same_p_again_and_then_says_what_it_said() {
         assert_eq!(p.bodies().len(), tries, "{retries} retries");
         match status {
             200 => assert_eq!(d.bodies().len(), before + 1),
-            _ => assert_eq!((response.text(), d.bodies().len()), (WHY.to_owned(), before)),
+            _ => assert_eq!(
+                (response.text(), d.bodies().len()),
+                (WHY.to_owned(), before)
+            ),
         }
     }
     // What is not a passing state is said at once.
@@ -86,5 +98,8 @@ fn the_policy_is_nobody_s_but_the_user_s() {
     let args = ["--prefill-failure=decode_only"];
     let server = beside("sidecar", d.address, &args);
     let response = post(&server, "/v1/completions", SENT, &fails("500 No"), "");
-    assert_eq!((response.status, response.text()), (200, r#"{"from":"d"}"#.into()));
+    assert_eq!(
+        (response.status, response.text()),
+        (200, r#"{"from":"d"}"#.into())
+    );
 }

@@ -28,12 +28,14 @@ fn nixlv2_sends_what_each_generation_sent() {
         let args: Vec<&str> = [more].into_iter().filter(|arg| !arg.is_empty()).collect();
         let server = beside(program, d.address, &args);
         let id = "x-request-id: the-gateway-s\r\naccept-encoding: gzip\r\n";
-        assert_eq!(post(&server, "/v1/chat/completions", CLIENT, &p, id).status, 200);
+        assert_eq!(
+            post(&server, "/v1/chat/completions", CLIENT, &p, id).status,
+            200
+        );
         let (at_p, at_d) = (p.requests().remove(0), d.requests().remove(0));
         let body = at_p.split_once("\r\n\r\n").unwrap().1;
-        let expected = format!(
-            r#"{base},"kv_transfer_params":{T6},"max_completion_tokens":1{min}}}"#
-        );
+        let expected =
+            format!(r#"{base},"kv_transfer_params":{T6},"max_completion_tokens":1{min}}}"#);
         assert_eq!(body, expected, "{program} {more}");
         // D: as the client sent it, and P's params, whole.
         let body = at_d.split_once("\r\n\r\n").unwrap().1;
@@ -42,7 +44,10 @@ fn nixlv2_sends_what_each_generation_sent() {
             // One line, where the original added a second one.
             assert_eq!(fields(leg, "x-request-id"), ["the-gateway-s"]);
             assert!(fields(leg, "x-prefiller-host-port").is_empty());
-            assert!(fields(leg, "accept-encoding").is_empty(), "its answer is read");
+            assert!(
+                fields(leg, "accept-encoding").is_empty(),
+                "its answer is read"
+            );
             assert_eq!(fields(leg, "x-forwarded-for"), ["127.0.0.1"]);
             assert!(leg.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"));
         }
@@ -99,7 +104,13 @@ fn cached_tokens_are_p_s_in_answers_and_in_streams() {
         r#"{"id":"x","usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":9}},"n":1.50}"#,
     );
     let server = beside("sidecar", d.address, &[]);
-    let response = post(&server, "/v1/completions", r#"{"prompt":"x"}"#, &prefill(), "");
+    let response = post(
+        &server,
+        "/v1/completions",
+        r#"{"prompt":"x"}"#,
+        &prefill(),
+        "",
+    );
     assert!(response.complete);
     assert_eq!(
         response.text(),
@@ -109,13 +120,24 @@ fn cached_tokens_are_p_s_in_answers_and_in_streams() {
     let d = Scripted::start(|_, _| {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         let chunk = |data: &str| format!("{:x}\r\n{data}\r\n", data.len()).into_bytes();
-        let first = chunk("data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"usage\":{\"prompt_tokens\":9,\"prompt_tokens_deta");
+        let first = chunk(
+            "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"usage\":{\"prompt_tokens\":9,\"prompt_tokens_deta",
+        );
         let second = chunk("ils\":{\"cached_tokens\":9}}}\n\ndata: [DONE]\n\n");
         let pause = std::time::Duration::from_millis(20);
-        Say::Slowly(vec![head.into(), first, second, b"0\r\n\r\n".to_vec()], pause)
+        Say::Slowly(
+            vec![head.into(), first, second, b"0\r\n\r\n".to_vec()],
+            pause,
+        )
     });
     let server = beside("sidecar", d.address, &[]);
-    let response = post(&server, "/v1/completions", r#"{"prompt":"x","stream":true}"#, &prefill(), "");
+    let response = post(
+        &server,
+        "/v1/completions",
+        r#"{"prompt":"x","stream":true}"#,
+        &prefill(),
+        "",
+    );
     assert!(response.complete);
     assert_eq!(
         response.events(),
@@ -137,19 +159,27 @@ fn every_way_of_naming_p_is_understood() {
         for named in [
             format!("x-prefiller-host-port: http://{at}\r\n"),
             format!("X-Prefiller-Host-Port:  {at} , {}\r\n", wrong.address),
-            format!("x-prefiller-host-port: {at}\r\nx-prefiller-host-port: {}\r\n", wrong.address),
+            format!(
+                "x-prefiller-host-port: {at}\r\nx-prefiller-host-port: {}\r\n",
+                wrong.address
+            ),
             format!("x-prefiller-url: http://{at}/\r\n"),
-            format!("x-prefiller-host-port: {at}\r\nx-prefiller-url: http://{}\r\n", wrong.address),
+            format!(
+                "x-prefiller-host-port: {at}\r\nx-prefiller-url: http://{}\r\n",
+                wrong.address
+            ),
             format!("x-prefiller-host-port: localhost:{}\r\n", at.port()),
         ] {
             let before = p.bodies().len();
-            let response = super::post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &named);
+            let response =
+                super::post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &named);
             assert_eq!(response.status, 200, "{named}: {}", response.text());
             assert_eq!(p.bodies().len(), before + 1, "{program} {named}");
         }
         for named in ["nowhere", "p:port", "p:1/path", "unix:/x"] {
             let more = format!("x-prefiller-host-port: {named}\r\n");
-            let response = super::post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &more);
+            let response =
+                super::post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &more);
             assert_eq!(response.status, 400, "{named}: {}", response.text());
             assert_eq!(response.json()["type"], "BadRequestError");
         }

@@ -3,7 +3,9 @@
 mod failed_prefills_never_break_their_policy;
 mod headers_never_reach_forbidden_hosts;
 mod legs_never_differ_from_the_originals;
+mod media_never_misses_its_encoder;
 mod old_flags_never_stop_working;
+mod parts_never_lose_a_word;
 mod requests_never_reach_decode_changed;
 mod secrets_never_travel_in_the_clear;
 
@@ -41,11 +43,7 @@ impl Terminal for Heard {
 }
 
 /// What a command line (and an environment) amounts to; the error: what it said, and its exit code.
-pub fn started(
-    program: &str,
-    args: &[&str],
-    env: &[(&str, &str)],
-) -> Result<Config, (String, u8)> {
+pub fn started(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<Config, (String, u8)> {
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let (handshakes, policies) = (pdrelay::handshake::names(), pdrelay::policy::names());
     let known = Known {

@@ -47,10 +47,16 @@ fn every_other_path_and_method_is_the_engine_s() {
         ));
         assert_eq!(client.response_to(method).status, 418, "{method} {path}");
         let got = d.requests().pop().unwrap();
-        assert!(got.starts_with(&format!("{method} {path} HTTP/1.1\r\n")), "{got}");
+        assert!(
+            got.starts_with(&format!("{method} {path} HTTP/1.1\r\n")),
+            "{got}"
+        );
         assert_eq!(fields(&got, "host"), ["gateway"]);
         assert_eq!(fields(&got, "x-forwarded-for"), ["10.0.0.9, 127.0.0.1"]);
-        assert!(!got.contains("p:1") && !got.contains("e:1") && !got.contains("c:1"), "{got}");
+        assert!(
+            !got.contains("p:1") && !got.contains("e:1") && !got.contains("c:1"),
+            "{got}"
+        );
     }
 }
 
@@ -66,7 +72,12 @@ fn its_own_health_never_depends_on_the_engine() {
     for path in ["/v1/models", "/v1/completions"] {
         let response = match path {
             "/v1/models" => Client::connect(server.address).get(path),
-            _ => post_plain(&server, path, r#"{"prompt":"x"}"#, "x-prefiller-url: http://127.0.0.1:1\r\n"),
+            _ => post_plain(
+                &server,
+                path,
+                r#"{"prompt":"x"}"#,
+                "x-prefiller-url: http://127.0.0.1:1\r\n",
+            ),
         };
         let error = response.json();
         if path == "/v1/models" {
@@ -78,14 +89,20 @@ fn its_own_health_never_depends_on_the_engine() {
             assert!(said.starts_with("The decode node is not ready."), "{said}");
         } else {
             // A P that is not there is a bad gateway.
-            assert_eq!((response.status, &error["type"]), (502, &"BadGateway".into()));
+            assert_eq!(
+                (response.status, &error["type"]),
+                (502, &"BadGateway".into())
+            );
         }
     }
 }
 
 #[test]
 fn each_rank_has_its_port_and_its_header() {
-    let (d0, d1) = (says("200 OK", r#"{"rank":0}"#), says("200 OK", r#"{"rank":1}"#));
+    let (d0, d1) = (
+        says("200 OK", r#"{"rank":0}"#),
+        says("200 OK", r#"{"rank":1}"#),
+    );
     let server = beside_with("sidecar", d0.address, &[], |config| {
         let mut second = config.instances[0].clone();
         second.address = pdrelay::config::Address::tcp("127.0.0.1", d1.address.port());
@@ -106,11 +123,22 @@ fn each_rank_has_its_port_and_its_header() {
     }
     // The proxy's own pages, and nothing else, on a port of their own.
     let page = Client::connect(own.1).get("/metrics");
-    assert!(page.text().contains("pdrelay_requests_total"), "{}", page.text());
+    assert!(
+        page.text().contains("pdrelay_requests_total"),
+        "{}",
+        page.text()
+    );
     assert_eq!(Client::connect(own.1).get("/v1/models").status, 404);
     // The older way: a header, which must name a rank exactly. (The port is 0 in a test: any.)
-    for (place, status) in [("10.1.1.1:1", 200), ("10.1.1.1:9", 400), ("10.1.1.2:1", 400)] {
-        let more = format!("x-data-parallel-host-port: {place}\r\nx-prefiller-host-port: {}\r\n", d0.address);
+    for (place, status) in [
+        ("10.1.1.1:1", 200),
+        ("10.1.1.1:9", 400),
+        ("10.1.1.2:1", 400),
+    ] {
+        let more = format!(
+            "x-data-parallel-host-port: {place}\r\nx-prefiller-host-port: {}\r\n",
+            d0.address
+        );
         let response = post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &more);
         assert_eq!(response.status, status, "{place}: {}", response.text());
         if status == 200 {

@@ -61,7 +61,10 @@ impl ServerCertVerifier for Seen {
 
 type Secret = StreamOwned<ClientConnection, TcpStream>;
 
-fn connect(address: SocketAddr, versions: &[&'static rustls::SupportedProtocolVersion]) -> (Secret, Arc<Seen>) {
+fn connect(
+    address: SocketAddr,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> (Secret, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(versions)
@@ -72,7 +75,9 @@ fn connect(address: SocketAddr, versions: &[&'static rustls::SupportedProtocolVe
     let name = ServerName::try_from("localhost").unwrap();
     let session = ClientConnection::new(Arc::new(config), name).unwrap();
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     (StreamOwned::new(session, stream), seen)
 }
 
@@ -97,19 +102,30 @@ fn one_port_answers_both_unless_it_is_strict() {
     let both = beside("sidecar", d.address, &[]);
     let strict = beside("sidecar", d.address, &["--secure-proxy"]);
     let plain = beside("sidecar", d.address, &["--secure-proxy=false"]);
-    for (server, secret, clear) in [(&both, true, true), (&strict, true, false), (&plain, false, true)] {
+    for (server, secret, clear) in [
+        (&both, true, true),
+        (&strict, true, false),
+        (&plain, false, true),
+    ] {
         let mut client = Client::connect(server.address);
         client.send(post_bytes("/v1/x", "{}", CLOSE));
         let said = String::from_utf8_lossy(&client.to_end()).into_owned();
         match clear {
             true => assert!(said.ends_with(r#"{"from":"d"}"#), "{said}"),
-            false => assert!(said.contains("400 Bad Request") && said.contains("HTTPS server"), "{said}"),
+            false => assert!(
+                said.contains("400 Bad Request") && said.contains("HTTPS server"),
+                "{said}"
+            ),
         }
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             let (mut stream, _) = connect(server.address, &[version]);
             let sent = stream.write_all(&post_bytes("/v1/x", "{}", CLOSE));
             let (said, whole) = to_end(&mut stream);
-            assert_eq!(sent.is_ok() && whole && said.ends_with(r#"{"from":"d"}"#), secret, "{said}");
+            assert_eq!(
+                sent.is_ok() && whole && said.ends_with(r#"{"from":"d"}"#),
+                secret,
+                "{said}"
+            );
         }
     }
 }
@@ -123,7 +139,9 @@ fn large_bodies_and_many_requests_go_through_one_session() {
     let server = beside("sidecar", d.address, &[]);
     let (mut stream, _) = connect(server.address, rustls::ALL_VERSIONS);
     for size in [1usize, 5000, 300_000, 16_384, 2_000_000] {
-        let body: String = (0..size).map(|i| char::from(b'a' + (i % 23) as u8)).collect();
+        let body: String = (0..size)
+            .map(|i| char::from(b'a' + (i % 23) as u8))
+            .collect();
         stream.write_all(&post_bytes("/echo", &body, "")).unwrap();
         let (mut all, mut piece) = (Vec::new(), vec![0; 64 << 10]);
         let back = body.chars().rev().collect::<String>();
@@ -145,7 +163,10 @@ fn broken_answers_never_end_as_whole_ones_do() {
     let (mut stream, _) = connect(server.address, rustls::ALL_VERSIONS);
     stream.write_all(&post_bytes("/v1/x", "{}", "")).unwrap();
     let (said, whole) = to_end(&mut stream);
-    assert!(said.contains("data: a") && !said.ends_with("0\r\n\r\n"), "{said}");
+    assert!(
+        said.contains("data: a") && !said.ends_with("0\r\n\r\n"),
+        "{said}"
+    );
     assert!(!whole, "no close_notify after what is not whole");
     // Until close, from an upstream that speaks TLS: cut off without a word it is not whole either.
     let cut = Scripted::start(|_, _| Say::Close(b"HTTP/1.0 200 OK\r\n\r\nhalf".to_vec()));
@@ -170,10 +191,17 @@ fn engines_behind_tls_are_believed_only_as_configured() {
     let d = says("200 OK", r#"{"from":"d","kv_transfer_params":{"a":1}}"#);
     let folder = Folder::new("upstream");
     folder.certificate("localhost");
-    let inner = beside("sidecar", d.address, &[&format!("--cert-path={}", folder.0.display())]);
+    let inner = beside(
+        "sidecar",
+        d.address,
+        &[&format!("--cert-path={}", folder.0.display())],
+    );
     let body = r#"{"prompt":"x"}"#;
     let ask = |outer: &Server| {
-        let named = format!("x-prefiller-host-port: localhost:{}\r\n", inner.address.port());
+        let named = format!(
+            "x-prefiller-host-port: localhost:{}\r\n",
+            inner.address.port()
+        );
         super::post_plain(outer, "/v1/completions", body, &named)
     };
     let trusting = in_front_of(&inner, &["--tls-insecure-skip-verify=decoder,prefiller"]);
@@ -181,10 +209,15 @@ fn engines_behind_tls_are_believed_only_as_configured() {
     let strict = in_front_of(&inner, &[]);
     let response = ask(&strict);
     assert_eq!(response.status, 502, "{}", response.text());
-    assert!(response.text().contains("cannot be reached"), "{}", response.text());
+    assert!(
+        response.text().contains("cannot be reached"),
+        "{}",
+        response.text()
+    );
     // By the authority that signed it: here, itself.
     let port = format!("--vllm-port={}", inner.address.port());
-    let mut config = super::started("sidecar", &[&port, "--enable-tls=decoder,prefiller"], &[]).unwrap();
+    let mut config =
+        super::started("sidecar", &[&port, "--enable-tls=decoder,prefiller"], &[]).unwrap();
     config.host = "127.0.0.1".into();
     config.port = 0;
     config.upstream_tls.ca_file = Some(folder.0.join("tls.crt"));
@@ -259,7 +292,10 @@ fn a_certificate_that_changes_is_shown_without_a_restart() {
     let second = folder.certificate("localhost");
     let began = Instant::now();
     while shown(&server) != second {
-        assert!(began.elapsed() < Duration::from_secs(10), "it is never read again");
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "it is never read again"
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
     // At the start there is nothing to fall back on.
@@ -267,7 +303,10 @@ fn a_certificate_that_changes_is_shown_without_a_restart() {
     let mut config = super::started("sidecar", &[], &[]).unwrap();
     config.port = 0;
     config.tls.as_mut().unwrap().cert_path = Some(path.clone());
-    let error = Server::start(config).err().expect("no certificate").to_string();
+    let error = Server::start(config)
+        .err()
+        .expect("no certificate")
+        .to_string();
     assert!(error.contains("tls.key"), "{error}");
 }
 
@@ -278,27 +317,45 @@ fn other_programs_understand_it() {
     let server = beside("sidecar", d.address, &[]);
     let port = server.address.port();
     let installed = |name: &str| {
-        let found = Command::new(name).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found = Command::new(name)
+            .arg("version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         found.is_ok()
     };
     if installed("curl") {
         for scheme in ["http", "https"] {
             let url = format!("{scheme}://127.0.0.1:{port}/v1/completions");
-            let said = Command::new("curl").args(["-sk", "-d", "{}", &url]).output().unwrap();
-            assert_eq!(String::from_utf8_lossy(&said.stdout), r#"{"from":"d"}"#, "{scheme}");
+            let said = Command::new("curl")
+                .args(["-sk", "-d", "{}", &url])
+                .output()
+                .unwrap();
+            assert_eq!(
+                String::from_utf8_lossy(&said.stdout),
+                r#"{"from":"d"}"#,
+                "{scheme}"
+            );
         }
     }
     if installed("openssl") {
         for (version, good) in [("-tls1_1", false), ("-tls1_2", true), ("-tls1_3", true)] {
             let mut child = Command::new("openssl")
-                .args(["s_client", "-quiet", version, "-connect", &format!("127.0.0.1:{port}")])
+                .args([
+                    "s_client",
+                    "-quiet",
+                    version,
+                    "-connect",
+                    &format!("127.0.0.1:{port}"),
+                ])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
             let mut stdin = child.stdin.take().unwrap();
-            let _ = stdin.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let _ =
+                stdin.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             let said = child.wait_with_output().unwrap();
             drop(stdin);
             let said = String::from_utf8_lossy(&said.stdout).into_owned();

@@ -66,11 +66,7 @@ impl Client {
     }
 
     /// `line`: false ends it.
-    pub fn watch(
-        &self,
-        path: &str,
-        line: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Result<Said, String> {
+    pub fn watch(&self, path: &str, line: &mut dyn FnMut(&[u8]) -> bool) -> Result<Said, String> {
         let mut held = Vec::new();
         self.ask(path, &mut |piece| {
             held.extend_from_slice(piece);

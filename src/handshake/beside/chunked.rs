@@ -14,13 +14,13 @@
 use std::borrow::Cow;
 
 use crate::config::Role;
+use crate::error::Stage;
 use crate::exchange::grant::Grant;
 use crate::exchange::reply::Own;
 use crate::exchange::{Answer, Exchange, Leg, Reply, Stop, gone};
-use crate::error::Stage;
+use crate::wire::cap::edited;
 use crate::wire::json::{self, Edit, Object, put_string};
 use crate::wire::openai::{KV_PARAMS, finish_reason};
-use crate::wire::cap::edited;
 
 /// Is this request's answer to come in parts?
 pub fn applies(x: &Exchange) -> bool {
@@ -47,7 +47,9 @@ pub async fn decode(
     edits: &[Edit],
     mut grant: Option<Grant>,
 ) -> Result<(), Stop> {
-    let Some(pins) = x.pins.clone() else { return Ok(()) };
+    let Some(pins) = x.pins.clone() else {
+        return Ok(());
+    };
     let size = u64::from(pins.sidecar().decode_chunk);
     let request = x.request();
     let stream = request.summary.stream;

@@ -108,7 +108,10 @@ fn failed(stop: Stop) -> Stop {
         Stop::Answer(answer) => {
             let said = String::from_utf8_lossy(answer.body());
             let said: String = said.chars().take(500).collect();
-            let error = bad(format!("an encoder answered {}: {said}", answer.head.status));
+            let error = bad(format!(
+                "an encoder answered {}: {said}",
+                answer.head.status
+            ));
             Stop::Error(error.at(&answer.instance.name))
         }
         Stop::Error(error) | Stop::Again(error) if error.kind != Kind::ClientGone => {
@@ -201,10 +204,15 @@ fn merge(own: Option<&[u8]>, answers: &[Answer]) -> Vec<u8> {
     for answer in answers {
         match answer.field(EC_PARAMS).filter(|v| v.first() == Some(&b'{')) {
             Some(value) => add(value),
-            None => log::limited_for("encoder", &answer.instance.name, log::Level::Warning, || {
-                let name = &answer.instance.name;
-                format!("encoder {name} says nothing of what it encoded: is its connector on?")
-            }),
+            None => log::limited_for(
+                "encoder",
+                &answer.instance.name,
+                log::Level::Warning,
+                || {
+                    let name = &answer.instance.name;
+                    format!("encoder {name} says nothing of what it encoded: is its connector on?")
+                },
+            ),
         }
     }
     let mut out = b"{".to_vec();
