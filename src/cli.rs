@@ -44,6 +44,9 @@ pub enum Command {
     },
     /// Print the completion script of a shell
     Completions { shell: Shell },
+    /// Run as vLLM's disagg_epd_proxy.py, v1 to v3, with its command line and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Epd(Raw),
     /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Xpyd(Raw),
@@ -59,7 +62,7 @@ pub enum Command {
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// sidecar, routing-sidecar, xpyd or xpyd-start
+        /// epd, sidecar, routing-sidecar, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(

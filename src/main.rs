@@ -43,7 +43,8 @@ fn main() -> ExitCode {
         }
         Command::Migrate { program, args } => migrate(&program, &args),
         // Without arguments, which `stand_in` leaves to nobody.
-        Command::Sidecar(_)
+        Command::Epd(_)
+        | Command::Sidecar(_)
         | Command::RoutingSidecar(_)
         | Command::Xpyd(_)
         | Command::XpydStart(_) => unreachable!("stand_in() took it"),

@@ -29,6 +29,7 @@ mod support;
 mod chaos;
 mod cli;
 mod docs;
+mod epd;
 mod failures;
 mod first_token;
 mod handshakes;

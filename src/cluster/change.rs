@@ -172,10 +172,8 @@ mod tests {
 
     fn config(list: &[(Role, u16, f64)]) -> Config {
         let one = |(role, port, weight): &(Role, u16, f64)| InstanceConfig {
-            address: Address::tcp("127.0.0.1", *port),
-            role: *role,
             weight: *weight,
-            model: String::new(),
+            ..InstanceConfig::new(Address::tcp("127.0.0.1", *port), *role)
         };
         Config {
             instances: list.iter().map(one).collect(),
@@ -255,12 +253,7 @@ mod tests {
         let address = Address::tcp("127.0.0.1", 2);
         let step = |c: &Cluster, change| c.after(&change, &breaker, &metrics);
         let less = step(&cluster, Change::Remove(Role::Decode, address.clone())).unwrap();
-        let one = InstanceConfig {
-            address,
-            role: Role::Decode,
-            weight: 1.0,
-            model: String::new(),
-        };
+        let one = InstanceConfig::new(address, Role::Decode);
         let more = step(&less, Change::Add(one.clone())).unwrap();
         assert_eq!(more.instances.last().unwrap().index, 2);
         assert!(matches!(

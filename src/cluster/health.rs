@@ -12,9 +12,6 @@ use crate::config::HealthCheck;
 use crate::log;
 use crate::net::stream::Target;
 
-/// Failures in a row before an instance counts as unhealthy; one success brings it back.
-const FAILURES: u32 = 2;
-
 /// How often an instance is probed while it is down, at least.
 pub const EVERY_WHILE_DOWN: Duration = Duration::from_secs(1);
 
@@ -33,11 +30,12 @@ pub async fn round(instance: &Instance, check: &HealthCheck, failures: u32) -> u
         Err(_) => "no answer in time".to_owned(),
     };
     // One that was never seen is not there; one that was is given a second chance.
-    if failures + 1 >= FAILURES || instance.found() != Health::Healthy {
+    let most = check.failure_threshold;
+    if failures + 1 >= most || instance.found() != Health::Healthy {
         instance.note_found(Health::Unhealthy);
     }
     if check.enabled {
-        bad(instance, failures, &why);
+        bad(instance, failures + 1 >= most, &why);
     }
     failures + 1
 }
@@ -52,8 +50,8 @@ fn good(instance: &Instance) {
     }
 }
 
-fn bad(instance: &Instance, before: u32, why: &str) {
-    if before + 1 >= FAILURES && instance.health() != Health::Unhealthy {
+fn bad(instance: &Instance, enough: bool, why: &str) {
+    if enough && instance.health() != Health::Unhealthy {
         instance.set_health(Health::Unhealthy);
         let (role, name) = (instance.role.name(), &instance.name);
         log::warning(|| format!("{role} {name} fails its health check: {why}"));

@@ -25,6 +25,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::config::epd::Consumer;
 use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
@@ -50,6 +51,9 @@ pub struct Instance {
     /// What stands in front of every path that it is asked for.
     pub prefix: Box<str>,
     pub weight: f64,
+    pub consumer: Consumer,
+    /// Whose turn it is among its data-parallel ranks.
+    pub rank_turn: AtomicU32,
     /// The model that it is configured for.
     pub configured: Option<Arc<str>>,
     /// The model that it says it serves. Not read on the way of a request.
@@ -123,6 +127,8 @@ impl Instance {
             host: one.address.host_port().into(),
             prefix: one.address.prefix().into(),
             weight: one.weight,
+            consumer: one.consumer.clone(),
+            rank_turn: AtomicU32::new(0),
             configured: Some(one.model.as_str())
                 .filter(|model| !model.is_empty())
                 .map(Arc::from),
@@ -192,7 +198,9 @@ impl Instance {
 
     /// Is it what this entry of a file says?
     pub fn configured_as(&self, one: &InstanceConfig) -> bool {
-        self.weight == one.weight && self.configured.as_deref().unwrap_or("") == one.model
+        self.weight == one.weight
+            && self.configured.as_deref().unwrap_or("") == one.model
+            && self.consumer == one.consumer
     }
 
     /// A byte came from it. Written at most once per tick of the coarse clock, so that the line does not

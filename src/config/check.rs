@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
 use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
@@ -15,6 +16,80 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
     ("loadbalanced", "load_balanced"),
     ("roundrobin", "round_robin"),
 ];
+
+const EPD: &str = "epd";
+
+/// What encoder disaggregation needs, and what of it makes no sense.
+fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Report) {
+    let epd = &config.epd;
+    if config.handshake != EPD {
+        if report.is_set("epd") {
+            let message = "epd has no effect without handshake: epd";
+            report.warning("epd", message, "remove it, or write handshake: epd");
+        }
+        return;
+    }
+    if epd.dynamic_registration && config.surface != Surface::Epd {
+        let message = "dynamic_registration is for the paths of the EPD proxy";
+        report.problem("epd.dynamic_registration", message, "write surface: epd");
+    }
+    if epd.dynamic_registration && config.admin_api_key.is_none() {
+        let message = "dynamic_registration needs a key: whoever has it may add instances";
+        report.problem(
+            "epd.dynamic_registration",
+            message,
+            "set ADMIN_API_KEY, or admin_api_key",
+        );
+    }
+    let there = |role| count(config, role) > 0;
+    let then = match &epd.then {
+        Some(name) if name == EPD || !known.handshakes.contains(&name.as_str()) => {
+            let mut inner = known.handshakes.to_vec();
+            inner.retain(|name| *name != EPD);
+            let message = format!(
+                "Unknown handshake '{name}'; expected one of {}",
+                listed(&inner)
+            );
+            return report.problem("epd.then", message, suggest(name, &inner));
+        }
+        Some(name) => name.as_str(),
+        None if there(Role::Aggregated) => "aggregated",
+        None => "nixl",
+    };
+    let needed = needs(then).unwrap_or_default();
+    for role in Role::ALL {
+        let (name, needed) = (role.name(), needed.contains(&role) || role == Role::Encode);
+        if needed && !there(role) && !epd.dynamic_registration && report.is_sound(name) {
+            let message = format!("Please specify at least one {name} node.");
+            let fix = format!("handshake epd, then {then}, needs {name}: [host:port]");
+            report.problem(name, message, fix);
+        } else if !needed && there(role) && needs(then).is_some() {
+            let message = format!(
+                "mixes aggregated and prefill/decode instances: epd, then {then}, does not use \
+                 {name} instances"
+            );
+            report.problem(name, message, "remove them, or choose another 'then'");
+        }
+    }
+    let consumer = match there(Role::Prefill) {
+        true => Role::Prefill,
+        false => Role::Aggregated,
+    };
+    for (instance, place) in config.instances.iter().zip(places) {
+        let Consumer { dp_size, addresses } = &instance.consumer;
+        if !addresses.is_empty() && addresses.len() != *dp_size as usize {
+            let n = addresses.len();
+            let message = format!("ec_addresses has {n} addresses for dp_size {dp_size}");
+            report.problem(place, message, "write one address per data-parallel rank");
+        }
+        if !instance.consumer.is_plain() && instance.role != consumer {
+            let (role, consumer) = (instance.role.name(), consumer.name());
+            let message =
+                format!("a {role} instance takes no encodings here: the {consumer} instances do");
+            report.problem(place, message, "move dp_size and ec_addresses there");
+        }
+    }
+}
 
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
@@ -36,6 +111,7 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_cores(&config.cores, report);
     check_pairs(config, report);
     check_sidecar(config, report);
+    check_epd(config, places, known, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -186,8 +262,11 @@ fn count(config: &Config, role: Role) -> usize {
 fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
+        if config.handshake == EPD && config.epd.dynamic_registration {
+            return;
+        }
         let message = match config.surface {
-            Surface::Native | Surface::Sidecar => "no instances are configured",
+            Surface::Native | Surface::Epd | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -439,7 +518,16 @@ pub fn print(config: &Config) -> String {
             &config.model
         },
     );
-    line("handshake", &config.handshake);
+    match (&*config.handshake, &config.epd.then) {
+        (EPD, Some(then)) => line("handshake", &format!("{EPD}, then {then}")),
+        (handshake, _) => line("handshake", handshake),
+    }
+    if config.handshake == EPD {
+        line(
+            EPD,
+            &differing(&epd(&config.epd), &epd(&Default::default())),
+        );
+    }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
     }
@@ -590,6 +678,27 @@ fn limits(limits: &Limits) -> Shown {
     ]
 }
 
+fn epd(epd: &super::epd::Epd) -> Shown {
+    let super::epd::Epd {
+        version,
+        then: _,
+        rewrite,
+        encoder_batch_max,
+        media_max,
+        dynamic_registration,
+        evicted_ttl,
+    } = epd;
+    let ttl = evicted_ttl.map_or("none".into(), show_duration);
+    vec![
+        ("version", version.name().into()),
+        ("rewrite", rewrite.to_string()),
+        ("encoder_batch_max", encoder_batch_max.to_string()),
+        ("media_max", media_max.to_string()),
+        ("dynamic_registration", dynamic_registration.to_string()),
+        ("evicted_ttl", ttl),
+    ]
+}
+
 fn startup_shown(startup: &super::Startup) -> Shown {
     let super::Startup {
         wait_timeout,
@@ -663,12 +772,14 @@ fn health_check(config: &Config) -> Shown {
         enabled: _,
         interval,
         timeout,
+        failure_threshold,
         wedge_after,
         path,
     } = &config.health_check;
     vec![
         ("interval", show_duration(*interval)),
         ("timeout", show_duration(*timeout)),
+        ("failure_threshold", failure_threshold.to_string()),
         ("wedge_after", show_duration(*wedge_after)),
         ("path", path.clone()),
     ]

@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod check;
+pub mod epd;
 pub mod legacy;
 pub mod load;
 pub mod quantity;
@@ -42,6 +43,8 @@ pub struct Config {
     pub handshake: String,
     /// Default `native`.
     pub surface: Surface,
+    /// For the handshake of that name.
+    pub epd: epd::Epd,
     /// Default `decode`.
     pub first_token_source: FirstTokenSource,
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
@@ -100,6 +103,7 @@ pub struct InstanceConfig {
     pub model: String,
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
+    pub consumer: epd::Consumer,
 }
 
 impl InstanceConfig {
@@ -110,6 +114,7 @@ impl InstanceConfig {
             role,
             model: String::new(),
             weight: 1.0,
+            consumer: epd::Consumer::default(),
         }
     }
 }
@@ -120,6 +125,8 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
+    /// That of vLLM's `disagg_epd_proxy.py`.
+    Epd,
     /// That of llm-d's sidecar: all but a few paths are the decode engine's.
     Sidecar,
     /// That of xPyD-proxy 1.8.
@@ -129,6 +136,7 @@ pub enum Surface {
 impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
+            Surface::Epd => "epd",
             Surface::Native => "native",
             Surface::Sidecar => "sidecar",
             Surface::Xpyd => "xpyd",
@@ -270,6 +278,8 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// Default 3 s.
     pub timeout: Duration,
+    /// Failures in a row before an instance counts as unhealthy; one success brings it back. Default 2.
+    pub failure_threshold: u32,
     /// An instance that holds requests and sends no byte for this long takes no more. Default 180 s.
     pub wedge_after: Duration,
     /// Path asked. Default `/health`.
@@ -342,6 +352,7 @@ impl Default for Config {
             handshake: "sequential".into(),
             instances: Vec::new(),
             surface: Surface::default(),
+            epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
             startup: Startup::default(),
@@ -431,6 +442,7 @@ impl Default for HealthCheck {
             enabled: true,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
+            failure_threshold: 2,
             wedge_after: Duration::from_secs(180),
             path: "/health".into(),
         }

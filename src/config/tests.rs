@@ -16,7 +16,7 @@ use super::load::{Loaded, Overrides, Source};
 use super::{Config, Known, Problems, load};
 
 pub const KNOWN: Known<'static> = Known {
-    handshakes: &["sequential", "nixl", "aggregated"],
+    handshakes: &["sequential", "nixl", "aggregated", "epd"],
     policies: &[
         "round_robin",
         "least_load",

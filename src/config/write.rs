@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
 use super::quantity::show_duration;
 use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
@@ -40,6 +41,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         log_level,
         handshake,
         surface,
+        epd,
         first_token_source,
         instances,
         models,
@@ -78,6 +80,30 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         first,
         *first_token_source != usual.first_token_source,
     );
+    let mut lines = Lines::new();
+    let (s, u) = (epd, &usual.epd);
+    lines.put("version", s.version.name().into(), s.version != u.version);
+    let then = s.then.as_deref().unwrap_or_default();
+    lines.put("then", then.into(), s.then.is_some());
+    lines.number("rewrite", s.rewrite, u.rewrite);
+    lines.number(
+        "encoder_batch_max",
+        s.encoder_batch_max,
+        u.encoder_batch_max,
+    );
+    lines.number("media_max", s.media_max, u.media_max);
+    lines.number(
+        "dynamic_registration",
+        s.dynamic_registration,
+        u.dynamic_registration,
+    );
+    lines.wait(
+        "evicted_ttl",
+        s.evicted_ttl.unwrap_or_default(),
+        u.evicted_ttl.unwrap_or_default(),
+    );
+    page.section("epd", lines);
+
     page.instances(instances, named || models.strict, &models.schedulers);
 
     let mut lines = Lines::new();
@@ -176,6 +202,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("enabled", s.enabled, u.enabled);
     lines.wait("interval", s.interval, u.interval);
     lines.wait("timeout", s.timeout, u.timeout);
+    lines.number(
+        "failure_threshold",
+        s.failure_threshold,
+        u.failure_threshold,
+    );
     lines.wait("wedge_after", s.wedge_after, u.wedge_after);
     lines.put("path", quoted(&s.path), s.path != u.path);
     page.section("health_check", lines);
@@ -308,6 +339,7 @@ impl Page<'_> {
                 role,
                 model,
                 weight,
+                consumer,
             } in instances
             {
                 let address = quoted(&address.to_string());
@@ -318,6 +350,7 @@ impl Page<'_> {
                 if *weight != 1.0 {
                     item += &format!(", weight: {weight}");
                 }
+                item += &as_consumer(consumer);
                 _ = writeln!(self.text, "  - {{{item}}}");
             }
             return;
@@ -372,10 +405,28 @@ impl Page<'_> {
 /// An item of a role's list.
 fn item(instance: &InstanceConfig) -> String {
     let address = quoted(&instance.address.to_string());
-    match instance.weight == 1.0 {
-        true => address,
-        false => format!("{{address: {address}, weight: {}}}", instance.weight),
+    let mut more = String::new();
+    if instance.weight != 1.0 {
+        more = format!(", weight: {}", instance.weight);
     }
+    more += &as_consumer(&instance.consumer);
+    match more.is_empty() {
+        true => address,
+        false => format!("{{address: {address}{more}}}"),
+    }
+}
+
+/// Members of an instance behind its address.
+fn as_consumer(consumer: &Consumer) -> String {
+    let mut more = String::new();
+    if consumer.dp_size != 1 {
+        more += &format!(", dp_size: {}", consumer.dp_size);
+    }
+    if !consumer.addresses.is_empty() {
+        let addresses: Vec<String> = consumer.addresses.iter().map(|a| quoted(a)).collect();
+        more += &format!(", ec_addresses: [{}]", addresses.join(", "));
+    }
+    more
 }
 
 /// The keys of one section that differ from the default.

@@ -112,15 +112,20 @@ impl Exchange {
     /// what the client gets.
     pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {
         let began = Instant::now();
+        let leg_stage = leg.stage;
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        self.trace.prefill.set(Some(began.elapsed()));
+        if leg_stage == Stage::Prefill {
+            self.trace.prefill.set(Some(began.elapsed()));
+        }
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
         let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
-        if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
+        if leg_stage == Stage::Prefill
+            && let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object)
+        {
             self.cluster
                 .estimate
                 .learn(self.request().summary.prompt_bytes, tokens);
@@ -223,6 +228,8 @@ impl Exchange {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
                 Ok(object) => answer.object = object,
+                // What an encoder answers may be of no use to anybody.
+                Err(_) if leg.stage == Stage::Encode => {}
                 Err(_) => return Err(fail(Kind::BadResponse, "its answer is no JSON object")),
             }
         }

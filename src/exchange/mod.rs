@@ -11,6 +11,8 @@ pub mod call;
 pub mod first_token;
 pub mod grant;
 pub mod hold;
+pub mod join;
+pub mod overlay;
 pub mod own_stream;
 pub mod pick;
 pub mod pinned;
@@ -94,6 +96,8 @@ pub struct Policies {
 pub enum Stop {
     /// An instance has answered in full, with a status that ends the request: the client gets it as is.
     Answer(Box<Answer>),
+    /// The request ends with this status and JSON body, in words of a surface.
+    Said(Box<(u16, Vec<u8>)>),
     /// Nothing has reached the client; it gets this as an error body.
     Error(Error),
     /// As `Error`, and a new attempt from the start may succeed.
@@ -128,6 +132,8 @@ pub struct Exchange {
     pub pins: Option<Rc<pinned::Pins>>,
     /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
     pub without_prefill: Cell<bool>,
+    /// Of these roles no other instance may take part.
+    pinned: RefCell<Vec<Arc<Instance>>>,
 }
 
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
@@ -135,6 +141,7 @@ pub struct Trace {
     /// When the first byte of the head was there.
     pub started: Instant,
     pub body: Cell<Option<Duration>>,
+    pub encode: Cell<Option<Duration>>,
     pub prefill: Cell<Option<Duration>>,
     pub decode_head: Cell<Option<Duration>>,
     pub stream: Cell<Option<Duration>>,
@@ -157,6 +164,7 @@ impl Trace {
         Trace {
             started,
             body: Cell::default(),
+            encode: Cell::default(),
             prefill: Cell::default(),
             decode_head: Cell::default(),
             stream: Cell::default(),
@@ -180,6 +188,7 @@ impl Trace {
         out.extend_from_slice(b"server-timing: ");
         let spans = [
             ("body", self.body.get()),
+            ("encode", self.encode.get()),
             ("prefill", self.prefill.get()),
             ("decode_head", self.decode_head.get()),
             ("total", Some(self.started.elapsed())),
@@ -222,6 +231,7 @@ impl Exchange {
             trace,
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
+            pinned: RefCell::default(),
         }
     }
 
@@ -251,6 +261,7 @@ impl Exchange {
             avoid: self.avoid.clone(),
             pins: self.pins.clone(),
             without_prefill: self.without_prefill.clone(),
+            pinned: self.pinned.clone(),
         };
         detached.trace.stage.set(self.trace.stage.get());
         detached

@@ -56,6 +56,10 @@ impl Reply {
     pub async fn broken_off(&mut self, x: &Exchange, stop: Stop) -> Stop {
         let error = match stop {
             Stop::Error(error) | Stop::Again(error) | Stop::Broken(error) => error,
+            Stop::Said(said) => {
+                let what = format!("an engine answered {} in the middle", said.0);
+                Error::new(Kind::BadResponse, Stage::Stream, what)
+            }
             Stop::Answer(answer) => {
                 let what = format!("an engine answered {} in the middle", answer.head.status);
                 Error::new(Kind::BadResponse, Stage::Stream, what).at(&answer.instance.name)

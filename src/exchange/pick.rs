@@ -17,6 +17,7 @@ use crate::policy::{Ask, Candidate, Facts, Policy};
 use crate::wire::json::string_value;
 use crate::wire::prompt::first_words;
 
+use super::shape::NOT_CONFIGURED;
 use super::{Exchange, Request, Stop};
 
 /// How often a pick is made again because another shard was quicker: then it stands.
@@ -38,7 +39,56 @@ impl Picked {
 impl Exchange {
     /// Chooses an instance of this role.
     pub fn pick(&self, role: Role) -> Result<Picked, Stop> {
+        let pinned = self.pinned.borrow();
+        if let Some(pinned) = pinned.iter().find(|one| one.role == role) {
+            return Ok(self.pick_this(pinned));
+        }
+        drop(pinned);
         self.pick_except(role, &[])
+    }
+
+    /// This one, whatever its standing and whoever else there is.
+    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
+        let now = now_ms();
+        let half_open = instance.breaker.state(now) == State::HalfOpen;
+        Picked {
+            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+            trial: half_open && instance.breaker.claim_trial(now),
+        }
+    }
+
+    /// From now on every pick of its role is this one: others have been told of it.
+    pub fn pin(&self, instance: &Arc<Instance>) {
+        self.pinned.borrow_mut().push(instance.clone());
+    }
+
+    pub fn unpin_all(&self) {
+        self.pinned.borrow_mut().clear();
+    }
+
+    pub(super) fn is_pinned(&self, role: Role) -> bool {
+        self.pinned.borrow().iter().any(|one| one.role == role)
+    }
+
+    /// All that may take a leg now, in configured order: those in good standing that have not failed this
+    /// request, else whoever is not draining. For scripts that share work out among them.
+    pub fn crew(&self, role: Role) -> Vec<Arc<Instance>> {
+        let all = self.members_now(role);
+        let now = now_ms();
+        let avoided = self.avoid.borrow();
+        let good = |one: &&Arc<Instance>| {
+            !one.draining() && one.in_standing(now) && !avoided.contains(&one.index)
+        };
+        let crew: Vec<_> = all.iter().filter(good).cloned().collect();
+        match crew.is_empty() {
+            true => all.into_iter().filter(|one| !one.draining()).collect(),
+            false => crew,
+        }
+    }
+
+    /// Nobody of this role is there.
+    pub fn nobody(&self, role: Role) -> Error {
+        no_instance(role, self.members_now(role).len(), 0)
     }
 
     /// Chooses one that is not among `tried` (by index). From the list as it is now: every engine of the
@@ -78,16 +128,6 @@ impl Exchange {
             }
         }
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
-    }
-
-    /// This one, whatever its standing: nobody else will do.
-    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
-        let now = now_ms();
-        let trial = instance.breaker.state(now) == State::HalfOpen;
-        Picked {
-            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
-            trial: trial && instance.breaker.claim_trial(now),
-        }
     }
 
     fn prompt_tokens(&self) -> u64 {
@@ -322,7 +362,7 @@ fn session(request: &Request) -> u128 {
 fn no_instance(role: Role, all: usize, tried: usize) -> Error {
     let (kind_of, role) = (role, role.name());
     let text = if all == 0 {
-        format!("no {role} instance is configured")
+        format!("no {role} {NOT_CONFIGURED}")
     } else if tried > 0 {
         format!("none of the {all} {role} instances can be reached")
     } else {

@@ -120,6 +120,17 @@ impl Reply {
         self.error_with(id, error, &body).await
     }
 
+    /// Sends a status and a JSON body.
+    pub async fn said(&mut self, id: &str, (status, body): &(u16, Vec<u8>)) -> io::Result<()> {
+        let own = Own {
+            status: *status,
+            content_type: "application/json",
+            body,
+            extra: &[],
+        };
+        self.own(Some(id), own).await
+    }
+
     /// As [`Reply::error`], in these words.
     pub async fn error_with(
         &mut self,

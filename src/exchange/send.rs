@@ -237,7 +237,7 @@ impl Exchange {
         tried.push(picked.instance().index);
         // Should nobody be left, the access line names the last one that was tried.
         *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
-        if leg.alone || self.pins.is_some() {
+        if leg.alone || self.pins.is_some() || self.is_pinned(role) {
             let error = Error::new(Kind::ConnectFailed, leg.stage, "it cannot be reached");
             return Err(error.at(&picked.instance().name).into());
         }
@@ -469,10 +469,13 @@ impl Exchange {
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
         let request = self.request();
         let body = request.body();
-        if leg.verbatim || leg.edits.is_empty() {
+        if leg.verbatim || (leg.edits.is_empty() && request.overlay().is_none()) {
             return vec![Piece::Source(0..body.len())];
         }
-        json::splice(body, &request.object, &leg.edits)
+        match request.overlay() {
+            Some(overlay) => overlay.pieces(body, &request.object, leg),
+            None => json::splice(body, &request.object, &leg.edits),
+        }
     }
 
     async fn write_leg(
@@ -518,6 +521,14 @@ impl Exchange {
             None => out.extend_from_slice(picked.instance().host.as_bytes()),
         }
         out.extend_from_slice(b"\r\n");
+        let laid = request.overlay().filter(|_| leg.pieces.is_none());
+        let role = picked.instance().role;
+        let laid_over = |name: &[u8]| {
+            laid.as_ref().is_some_and(|laid| {
+                laid.fields(role)
+                    .any(|(ours, _)| name.eq_ignore_ascii_case(ours.as_bytes()))
+            })
+        };
         let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
         for field in request.head.fields.iter() {
@@ -531,7 +542,7 @@ impl Exchange {
                 }
                 _ => false,
             };
-            let skip = skip || leg.replaces(field.name(head));
+            let skip = skip || leg.replaces(field.name(head)) || laid_over(field.name(head));
             let skip = skip || (beside && pinned::hidden(field.name(head)));
             if !skip && request.head.fields.end_to_end(head, field) {
                 put_field(out, field.name(head), field.value(head));
@@ -547,6 +558,9 @@ impl Exchange {
             out.extend_from_slice(b"content-type: application/json\r\n");
         }
         for (name, value) in &leg.fields {
+            put_field(out, name.as_bytes(), value);
+        }
+        for (name, value) in laid.iter().flat_map(|laid| laid.fields(role)) {
             put_field(out, name.as_bytes(), value);
         }
         if beside {

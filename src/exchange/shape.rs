@@ -12,6 +12,7 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     match surface {
         Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
         Surface::Sidecar => sidecar(error, &reason),
+        Surface::Epd => detail(epd(error).unwrap_or(&reason)),
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -32,7 +33,7 @@ pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
         Surface::Native | Surface::Sidecar => error_body(NO_PATH, kind.class(), kind.status()),
-        Surface::Xpyd => detail("Not Found"),
+        Surface::Epd | Surface::Xpyd => detail("Not Found"),
     }
 }
 
@@ -79,6 +80,22 @@ fn sidecar(error: &Error, reason: &str) -> Vec<u8> {
     put_string(&mut out, class);
     out.extend_from_slice(format!(r#","param":"","code":{status}}}"#).as_bytes());
     out
+}
+
+/// How an error ends that is about a role without any instance.
+pub const NOT_CONFIGURED: &str = "instance is configured";
+
+/// The words that clients of `disagg_epd_proxy.py` know, where it has any.
+fn epd(error: &Error) -> Option<&'static str> {
+    // There is none at all, rather than none that can be reached.
+    let nobody = error.kind == Kind::NoInstance && error.cause.ends_with(NOT_CONFIGURED);
+    Some(match (error.kind, error.stage) {
+        (_, Stage::Encode) if nobody => "No encode instance is registered",
+        (_, Stage::Prefill) if nobody => "No prefill instance is registered",
+        (_, Stage::DecodeHead) if nobody => "No decode instance is registered",
+        (Kind::MethodNotAllowed, _) => "Method Not Allowed",
+        _ => return None,
+    })
 }
 
 /// How xPyD-proxy 1.8 says something.

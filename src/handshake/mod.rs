@@ -9,6 +9,7 @@
 mod aggregated;
 mod aside;
 mod beside;
+mod epd;
 mod mooncake;
 mod nixl;
 mod nixl_flat;
@@ -32,6 +33,16 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+
+    /// The roles that it needs as it is configured; `None`: those of its row.
+    fn needs(&self) -> Option<Vec<Role>> {
+        None
+    }
+
+    /// It knows by itself what to do where there are only aggregated instances.
+    fn serves_aggregated(&self) -> bool {
+        false
+    }
 }
 
 /// A handshake's row.
@@ -49,6 +60,7 @@ pub const HANDSHAKES: &[Spec] = &[
     sequential::SPEC,
     nixl::SPEC,
     aggregated::SPEC,
+    epd::SPEC,
     mooncake::SPEC,
     nixl_flat::SPEC,
     offloading::SPEC,

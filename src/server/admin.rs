@@ -76,10 +76,9 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
         (AdminPath::Resume, _) => Change::Resume(role, address),
         (AdminPath::Instances, Method::Delete) => Change::Remove(role, address),
         (AdminPath::Instances, _) => Change::Add(InstanceConfig {
-            address,
-            role,
             weight,
             model: body.model.unwrap_or_default(),
+            ..InstanceConfig::new(address, role)
         }),
     }))
 }
@@ -204,9 +203,8 @@ fn addable(
     one: &InstanceConfig,
     found: &[(Address, Vec<Target>)],
 ) -> Result<(), Refused> {
-    let spec = shared.handshake_spec;
-    if one.role != Role::Aggregated && !spec.needs.contains(&one.role) {
-        return Err(Refused::Unused(one.role, spec.name));
+    if one.role != Role::Aggregated && !shared.needs.contains(&one.role) {
+        return Err(Refused::Unused(one.role, shared.handshake_name));
     }
     let mut targets = literal(&one.address);
     if let Some((_, looked_up)) = found.iter().find(|(name, _)| *name == one.address) {
@@ -214,7 +212,9 @@ fn addable(
     }
     let same = |other: &&std::sync::Arc<Instance>| {
         let theirs = other.targets.get();
-        theirs.iter().any(|target| targets.contains(target))
+        // Behind one address there may be several, told apart by their prefixes.
+        other.address.prefix() == one.address.prefix()
+            && theirs.iter().any(|target| targets.contains(target))
     };
     match cluster.instances.iter().find(same) {
         Some(other) if other.address == one.address => Err(Refused::Exists(format!(

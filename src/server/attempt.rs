@@ -120,6 +120,10 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
                 Ok(()) => Ok(()),
                 Err(_) => Err(gone(x.trace.stage.get())),
             },
+            Stop::Said(said) => match Box::pin(reply.said(&x.request().id, &said)).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(gone(x.trace.stage.get())),
+            },
             stop => Err(error_of(stop)),
         };
     }
@@ -154,7 +158,7 @@ fn decode_only(x: &Exchange, stop: &Stop) -> bool {
     let failed = match stop {
         Stop::Answer(answer) => answer.head.status >= 500,
         Stop::Error(error) | Stop::Again(error) => error.kind.blame() != Blame::Client,
-        Stop::Broken(_) => false,
+        Stop::Broken(_) | Stop::Said(_) => false,
     };
     failed
         && x.config.prefill_failure == PrefillFailure::DecodeOnly
@@ -199,7 +203,9 @@ async fn back_off(x: &Exchange, attempt: u32) {
 pub fn error_of(stop: Stop) -> Error {
     match stop {
         Stop::Error(error) | Stop::Again(error) | Stop::Broken(error) => error,
-        Stop::Answer(_) => Error::new(Kind::Internal, Stage::Body, "an answer where none was due"),
+        Stop::Answer(_) | Stop::Said(_) => {
+            Error::new(Kind::Internal, Stage::Body, "an answer where none was due")
+        }
     }
 }
 

@@ -307,6 +307,10 @@ impl Client {
                 let attempt = attempt::generate(&self.shard, request, trace, reply, endpoint);
                 Box::pin(attempt).await
             }
+            Route::Decode => Box::pin(forward::decode(&self.shard, request, trace, reply)).await,
+            Route::Epd(surface::epd::Page::Profile) => {
+                Box::pin(forward::profile(&self.shard, request, trace, reply)).await
+            }
             Route::Forward => Box::pin(forward::forward(&self.shard, request, trace, reply)).await,
             Route::Xpyd(Page::Engine(members)) => {
                 let forward = forward::checked(&self.shard, request, trace, reply, members);
@@ -396,7 +400,7 @@ impl Client {
                 method: request.head.method_text(head).to_owned().into(),
                 path: request.head.target(head).into(),
                 bytes_in: request.body().len() as u64,
-                handshake: self.shard.shared.handshake_spec.name,
+                handshake: self.shard.shared.handshake_name,
                 ..log::Access::default()
             }
         })
@@ -441,6 +445,7 @@ impl Client {
 fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
     let spans = [
         (Span::Body, trace.body.get()),
+        (Span::Encode, trace.encode.get()),
         (Span::Prefill, trace.prefill.get()),
         (Span::DecodeHead, trace.decode_head.get()),
         (Span::Ttft, trace.ttft.get()),
@@ -457,7 +462,7 @@ fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
 fn endpoint(route: Route) -> Endpoint {
     match route {
         Route::Generate(endpoint) => endpoint,
-        Route::Forward | Route::Xpyd(Page::Engine(_)) => Endpoint::Forward,
+        Route::Forward | Route::Decode | Route::Xpyd(Page::Engine(_)) => Endpoint::Forward,
         _ => Endpoint::Other,
     }
 }

@@ -21,7 +21,7 @@ use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, admin, startup, status, xpyd};
+use super::{Shared, admin, epd, startup, status, xpyd};
 
 /// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
 /// would be a stutter in every stream.
@@ -31,6 +31,7 @@ pub enum Ask {
     Status,
     /// May wait for DNS: answered in a task, as the next.
     Admin(admin::Ask),
+    Epd(epd::Ask),
     /// Waits for engines.
     Xpyd(xpyd::Ask),
 }
@@ -68,6 +69,9 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     monoio::spawn(watch_wedges(shared.clone()));
     monoio::spawn(startup::watch(shared.clone()));
     monoio::spawn(startup::heartbeat(shared.clone()));
+    if shared.config.get().epd.dynamic_registration {
+        monoio::spawn(epd::roster::forget(shared.clone()));
+    }
     let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
@@ -91,6 +95,10 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
                             monoio::spawn(async move {
                                 asker.answer(&shared, admin::carry_out(&shared, ask).await);
                             });
+                            continue;
+                        }
+                        Ask::Epd(ask) => {
+                            epd::take(&shared, asker, ask);
                             continue;
                         }
                         Ask::Xpyd(ask) => {

@@ -16,6 +16,7 @@ pub mod connection;
 pub mod control;
 pub mod cores;
 pub mod doors;
+pub mod epd;
 pub mod forward;
 pub mod intake;
 pub mod mailbox;
@@ -61,7 +62,9 @@ pub struct Shared {
     pub config: Arc<Published<Config>>,
     pub cluster: Arc<Published<Cluster>>,
     pub handshake: Box<dyn Handshake>,
-    pub handshake_spec: &'static handshake::Spec,
+    pub handshake_name: &'static str,
+    /// The roles that it needs.
+    pub needs: Vec<Role>,
     /// For models that only aggregated instances serve, whatever the handshake of the others.
     pub aggregated: Box<dyn Handshake>,
     pub policies: Arc<Policies>,
@@ -95,7 +98,7 @@ impl Shared {
         let cluster = self.cluster.get();
         let up = |role: &Role| cluster.available(*role, now);
         !self.draining.load(Ordering::Relaxed)
-            && (self.handshake_spec.needs.iter().all(up)
+            && (self.needs.iter().all(up)
                 || up(&Role::Aggregated)
                 // P comes with the request.
                 || (self.config.get().sidecar.is_some() && up(&Role::Decode)))
@@ -103,7 +106,10 @@ impl Shared {
 
     /// The script for this request: the configured one, unless only aggregated instances can serve it.
     pub fn script(&self, x: &Exchange) -> &dyn Handshake {
-        let needs = self.handshake_spec.needs;
+        if self.handshake.serves_aggregated() {
+            return &*self.handshake;
+        }
+        let needs = &self.needs;
         let mixed = !needs.contains(&Role::Aggregated) && !x.members(Role::Aggregated).is_empty();
         if !mixed {
             return &*self.handshake;
@@ -322,8 +328,9 @@ fn build(
     let shared = Arc::new(Shared {
         config: Arc::new(Published::new(config)),
         cluster: Arc::new(Published::new(cluster)),
+        handshake_name: spec.name,
+        needs: script.needs().unwrap_or_else(|| spec.needs.to_vec()),
         handshake: script,
-        handshake_spec: spec,
         aggregated: plain,
         policies: Arc::new(policies),
         hosts: Arc::new(hosts),

@@ -12,7 +12,7 @@ use crate::net::sweep::Slot;
 
 use super::shard::Shard;
 use super::surface::Route;
-use super::{admin, control, xpyd};
+use super::{admin, control, epd, xpyd};
 
 const JSON: &str = "application/json";
 
@@ -110,8 +110,8 @@ async fn page(
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {
                 content_type: match surface {
-                    Surface::Native | Surface::Sidecar => metrics::CONTENT_TYPE,
                     Surface::Xpyd => metrics::xpyd::CONTENT_TYPE,
+                    _ => metrics::CONTENT_TYPE,
                 },
                 ..json(status, body)
             })
@@ -131,9 +131,10 @@ async fn page(
             let error = Error::new(kind, Stage::Body, format!("this path takes {allow}"));
             Ok(json(kind.status(), shape::body(surface, &error)).with("allow", allow))
         }
-        Route::NotFound | Route::Generate(_) | Route::Forward => {
+        Route::NotFound | Route::Generate(_) | Route::Forward | Route::Decode => {
             fail(Kind::NotFound, shape::NO_PATH)
         }
+        Route::Epd(page) => epd::page::answer(shard, request, slot, page).await,
         Route::Xpyd(page) => xpyd::page::answer(shard, request, slot, page).await,
     }
 }

@@ -6,11 +6,13 @@
 //!   smuggled.
 //! * **To extend:** a new format is one file, pure, with a proptest over every split of its bytes.
 
+pub mod canonical;
 pub mod cap;
 pub mod chunk;
 pub mod first_token;
 pub mod head;
 pub mod json;
+pub mod media;
 pub mod openai;
 pub mod prompt;
 pub mod sse;

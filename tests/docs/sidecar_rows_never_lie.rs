@@ -61,8 +61,15 @@ fn the_page_is_the_table() {
         let held = kind == "behaviour";
         if title != last {
             last = title;
-            let more = if held { (" held by |", "---|") } else { ("", "") };
-            text += &format!("\n## {title}\n\n| what | in | here | difference and reason, or remark |{}\n", more.0);
+            let more = if held {
+                (" held by |", "---|")
+            } else {
+                ("", "")
+            };
+            text += &format!(
+                "\n## {title}\n\n| what | in | here | difference and reason, or remark |{}\n",
+                more.0
+            );
             text += &format!("|---|---|---|---|{}\n", more.1);
         }
         let [name, generations, status, note, shown] = cells;

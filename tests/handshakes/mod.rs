@@ -4,6 +4,7 @@ mod aggregated;
 mod batches_never_share_a_grant;
 mod client_params_never_reach_an_engine;
 mod departed_clients_never_strand_kv;
+pub mod epd;
 mod mooncake;
 mod nixl;
 mod nixl_flat;

@@ -75,6 +75,7 @@ pub fn rig_with(
 
 fn role(role: pdsim::Role) -> Role {
     match role {
+        pdsim::Role::Encode => Role::Encode,
         pdsim::Role::Prefill => Role::Prefill,
         pdsim::Role::Decode => Role::Decode,
         pdsim::Role::Both => Role::Aggregated,
@@ -88,15 +89,10 @@ pub fn config(handshake: &str, roles: &[Role], addresses: &[SocketAddr]) -> Conf
     if std::env::var_os("PDRELAY_TEST_LOG").is_none() {
         pdrelay::log::set_level(pdrelay::log::Level::Error);
     }
-    let instances = roles
-        .iter()
-        .zip(addresses)
-        .map(|(role, address)| InstanceConfig {
-            address: Address::tcp(address.ip().to_string(), address.port()),
-            role: *role,
-            weight: 1.0,
-            model: String::new(),
-        });
+    let instances = roles.iter().zip(addresses).map(|(role, address)| {
+        let address = Address::tcp(address.ip().to_string(), address.port());
+        InstanceConfig::new(address, *role)
+    });
     let mut config = Config {
         host: "127.0.0.1".into(),
         port: 0,

@@ -10,6 +10,7 @@ mod half_events_never_look_whole;
 mod hop_by_hop_names_never_travel;
 mod malformed_chunks_never_end_a_body;
 mod malformed_json_never_gets_spliced;
+mod media_never_gets_lost;
 mod prefill_legs_never_decode_on;
 mod splices_never_touch_other_bytes;
 mod split_bytes_never_change_a_chunked_body;

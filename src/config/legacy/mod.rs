@@ -9,6 +9,7 @@
 //!   read their arguments with Python's argparse use [`argparse`].
 
 pub mod argparse;
+pub mod epd;
 pub mod goflag;
 pub mod sidecar;
 pub mod xpyd;
@@ -32,6 +33,7 @@ pub struct Program {
 }
 
 pub static PROGRAMS: &[&Program] = &[
+    &epd::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,
     &xpyd::PROGRAM,

@@ -6,6 +6,7 @@
 //! * **To extend:** a section of a handshake is a file here, with a `Section` and its row in [`TOP`].
 
 use super::address::Address;
+use super::epd::Consumer;
 use super::quantity::parse_cpus;
 use super::reader::{At, Report, Row, Section, put, suggest};
 use super::sidecar;
@@ -51,6 +52,9 @@ macro_rules! rows {
     };
 }
 
+// After the macro, which it uses.
+mod epd;
+
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
     rows: rows! {
@@ -69,6 +73,7 @@ pub static TOP: Section<Draft> = Section {
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
         "first_token_source" => |d, at| put(&mut d.config.first_token_source, read_word(at, &FIRST_TOKENS)),
         "startup" => |d, at| _ = at.section(&mut d.config.startup, &STARTUP),
+        "epd" => |d, at| _ = at.section(&mut d.config.epd, &epd::EPD),
         "scheduling" => read_scheduling,
         "limits" => |d, at| _ = at.section(&mut d.config.limits, &LIMITS),
         "timeouts" => |d, at| _ = at.section(&mut d.config.timeouts, &TIMEOUTS),
@@ -174,6 +179,7 @@ pub static HEALTH_CHECK: Section<HealthCheck> = Section {
         "interval_seconds" = "interval" => |h, at| put(&mut h.interval, above_zero(at)),
         "timeout" => |h, at| put(&mut h.timeout, at.duration()),
         "timeout_seconds" = "timeout" => |h, at| put(&mut h.timeout, above_zero(at)),
+        "failure_threshold" => |h, at| put(&mut h.failure_threshold, at.integer(1..=1_000_000)),
         "wedge_after" => |h, at| put(&mut h.wedge_after, at.duration()),
         "path" => |h, at| if let Some(path) = at.text() {
             match path_error(path) {
@@ -292,6 +298,7 @@ struct Item {
     role: Option<Role>,
     weight: Option<f64>,
     model: String,
+    consumer: Consumer,
 }
 
 static STAGE_ITEM: Section<Item> = Section {
@@ -299,6 +306,8 @@ static STAGE_ITEM: Section<Item> = Section {
     rows: rows! {
         "address" => |i, at| i.address = read_address(at),
         "weight" => |i, at| i.weight = read_weight(at),
+        "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
+        "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
     },
 };
 
@@ -308,6 +317,8 @@ static INSTANCE: Section<Item> = Section {
         "address" => |i, at| i.address = read_address(at),
         "role" => |i, at| i.role = read_role(at),
         "weight" => |i, at| i.weight = read_weight(at),
+        "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
+        "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
         "model" => |i, at| put(&mut i.model, at.text().map(Into::into)),
     },
 };
@@ -321,6 +332,7 @@ pub fn keys() -> Vec<String> {
             .map(move |row| format!("{prefix}{}", row.name))
     }
     of("", &TOP)
+        .chain(of("epd.", &epd::EPD))
         .chain(of("limits.", &LIMITS))
         .chain(of("timeouts.", &TIMEOUTS))
         .chain(of("retry.", &RETRY))
@@ -356,6 +368,21 @@ fn read_address(at: &mut At) -> Option<Address> {
             None
         }
     }
+}
+
+/// Where encoders push to, by rank: one address for each.
+fn read_ec_addresses(at: &mut At) -> Vec<String> {
+    let mut addresses = Vec::new();
+    at.each("a list of addresses", |at| {
+        if let Some(text) = at.text() {
+            let text = text.trim();
+            match text.is_empty() || text.contains(char::is_control) {
+                true => at.fail("an address is empty", "write it as the engine announces it"),
+                false => addresses.push(text.to_owned()),
+            }
+        }
+    });
+    addresses
 }
 
 fn read_weight(at: &mut At) -> Option<f64> {
@@ -410,6 +437,7 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                 if let Some(address) = item.address {
                     let instance = InstanceConfig {
                         weight: item.weight.unwrap_or(1.0),
+                        consumer: item.consumer,
                         ..InstanceConfig::new(address, role)
                     };
                     draft.instances.push((instance, at.path.clone()));
@@ -533,6 +561,7 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
         let instance = InstanceConfig {
             weight: item.weight.unwrap_or(1.0),
             model: item.model,
+            consumer: item.consumer,
             ..InstanceConfig::new(address, role)
         };
         let path = at.path.clone();
@@ -724,8 +753,9 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native', 'sidecar' or 'xpyd'",
+    "'native', 'epd', 'sidecar' or 'xpyd'",
     &[
+        ("epd", Surface::Epd),
         ("native", Surface::Native),
         ("sidecar", Surface::Sidecar),
         ("xpyd", Surface::Xpyd),

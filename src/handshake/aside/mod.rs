@@ -21,7 +21,7 @@ pub fn send(x: &Exchange, picked: Picked, leg: Leg) {
             },
             Err(Stop::Error(error) | Stop::Again(error)) => error.to_string(),
             Err(Stop::Answer(answer)) => format!("answered {}", answer.head.status),
-            Err(Stop::Broken(_)) => return,
+            Err(Stop::Said(_) | Stop::Broken(_)) => return,
         };
         log::limited_for("aside", &place, log::Level::Warning, || {
             format!("prefill {place} failed a request that decode is waiting for: {why}")

@@ -95,7 +95,7 @@ fn after(stop: Stop, sidecar: &Sidecar, tries: u32) -> Next {
     let status = match &stop {
         Stop::Answer(answer) => answer.head.status,
         Stop::Error(error) | Stop::Again(error) => error.kind.status(),
-        Stop::Broken(_) => return Next::Stop(stop),
+        Stop::Said(_) | Stop::Broken(_) => return Next::Stop(stop),
     };
     match sidecar.prefill_failure {
         // What P says of the request itself, D would say, too.

@@ -5,6 +5,7 @@
 //! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
 //!   [`route`].
 
+pub mod epd;
 pub mod native;
 pub mod sidecar;
 pub mod xpyd;
@@ -20,6 +21,8 @@ pub enum Route {
     Generate(Endpoint),
     /// Goes to one healthy instance as it is.
     Forward,
+    /// Goes to one instance that decodes, as it is.
+    Decode,
     /// Is the proxy alive?
     Health,
     /// Could a request be served now?
@@ -31,6 +34,8 @@ pub enum Route {
     NotFound,
     /// The path exists, but not with this method; what it allows.
     MethodNotAllowed(&'static str),
+    /// What only the EPD proxy's face has.
+    Epd(epd::Page),
     /// What only xPyD-proxy's face has.
     Xpyd(xpyd::Page),
 }
@@ -60,6 +65,7 @@ pub fn route(
     match surface {
         // (A sidecar's is asked for its own.)
         Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
+        Surface::Epd => epd::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -69,7 +75,7 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native | Surface::Sidecar => false,
+        Surface::Epd | Surface::Native | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

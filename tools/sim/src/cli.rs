@@ -9,7 +9,14 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 
 use crate::dummy::{Dummy, args};
-use crate::{EngineOptions, FaultPlan, KvMode, Options, Role, Sim, Timing};
+use crate::{EcMode, EngineOptions, FaultPlan, KvMode, Options, Role, Sim, Timing};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ec {
+    None,
+    V1,
+    V2,
+}
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kv {
@@ -17,13 +24,16 @@ enum Kv {
     None,
 }
 
-/// LLM engines without a GPU: strict, deterministic prefill and decode servers.
+/// LLM engines without a GPU: strict, deterministic encode, prefill and decode servers.
 ///
 /// `dummy --role prefill --port 8100`, or `dummy_nodes.prefill_node:app --port 8100`, runs a dummy node of
 /// xPyD-proxy 1.0 instead.
 #[derive(Parser)]
 #[command(name = "pdsim", version)]
 struct Cli {
+    /// Encode engines
+    #[arg(long, default_value_t = 0)]
+    encode: usize,
     /// Prefill engines
     #[arg(long, default_value_t = 0)]
     prefill: usize,
@@ -33,9 +43,12 @@ struct Cli {
     /// Aggregated engines: prefill and decode in one, without KV transfer
     #[arg(long, default_value_t = 0)]
     both: usize,
-    /// First port; engines take it and the following ones in the order prefill, decode, both (0: any)
+    /// First port; engines take it and the following ones in the order encode, prefill, decode, both (0: any)
     #[arg(long, default_value_t = 9100)]
     port_base: u16,
+    /// The engines' ports, comma-separated, in the same order: in place of --port-base
+    #[arg(long, value_delimiter = ',')]
+    ports: Vec<u16>,
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
     #[arg(long, default_value = "dummy")]
@@ -60,6 +73,12 @@ struct Cli {
     stagger: bool,
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
+    /// How media get from encode engines to the others
+    #[arg(long, value_enum, default_value = "v2")]
+    ec: Ec,
+    /// file:// media are taken
+    #[arg(long)]
+    local_media: bool,
     /// KV is handed over between several pdsim: believe params that name engines of other processes
     #[arg(long)]
     kv_elsewhere: bool,
@@ -98,12 +117,12 @@ struct Cli {
 
 impl Cli {
     fn engine(&self, role: Role, index: usize) -> EngineOptions {
-        let port = if self.port_base == 0 {
-            0
-        } else {
-            self.port_base + index as u16
+        let port = match (self.ports.get(index), self.port_base) {
+            (Some(port), _) => *port,
+            (None, 0) => 0,
+            (None, base) => base + index as u16,
         };
-        let both = role == Role::Both;
+        let both = matches!(role, Role::Both | Role::Encode);
         EngineOptions {
             port,
             model: self.model.clone(),
@@ -121,6 +140,14 @@ impl Cli {
             } else {
                 KvMode::Nixl
             },
+            ec: match self.ec {
+                // Without encoders there is nothing to be found again.
+                _ if self.encode == 0 => EcMode::None,
+                Ec::None => EcMode::None,
+                Ec::V1 => EcMode::V1,
+                Ec::V2 => EcMode::V2,
+            },
+            local_media: self.local_media,
             kv_elsewhere: self.kv_elsewhere,
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),
@@ -138,7 +165,8 @@ impl Cli {
     }
 
     fn options(&self) -> Options {
-        let roles = std::iter::repeat_n(Role::Prefill, self.prefill)
+        let roles = std::iter::repeat_n(Role::Encode, self.encode)
+            .chain(std::iter::repeat_n(Role::Prefill, self.prefill))
             .chain(std::iter::repeat_n(Role::Decode, self.decode))
             .chain(std::iter::repeat_n(Role::Both, self.both));
         Options {
@@ -215,7 +243,7 @@ fn wait(seconds: Option<f64>) {
 fn engines(cli: &Cli) -> ExitCode {
     let options = cli.options();
     if options.engines.is_empty() {
-        eprintln!("pdsim: no engines: give --prefill, --decode or --both");
+        eprintln!("pdsim: no engines: give --encode, --prefill, --decode or --both");
         return ExitCode::from(2);
     }
     let roles: Vec<Role> = options.engines.iter().map(|e| e.role).collect();
@@ -245,7 +273,7 @@ fn summary(sim: &Sim, roles: &[Role]) {
     let l = sim.ledger();
     println!(
         "ledger: grants {} fetched {} released {} expired {} held {} lost {} | reused {} \
-         malformed {} never-issued {} wrong-prompt {} violations {}",
+         malformed {} never-issued {} wrong-prompt {} violations {} | encoded {} embedded {}",
         l.grants,
         l.fetched,
         l.released,
@@ -256,7 +284,9 @@ fn summary(sim: &Sim, roles: &[Role]) {
         l.malformed,
         l.never_issued,
         l.wrong_prompt,
-        l.violation_count
+        l.violation_count,
+        l.encoded,
+        l.embedded
     );
     for text in l.violations.iter().take(20) {
         println!("violation: {text}");

@@ -36,6 +36,12 @@ pub struct LedgerReport {
     pub never_issued: u64,
     /// KV of another prompt was loaded (answered with wrong text).
     pub wrong_prompt: u64,
+    /// Media items that encoders have encoded.
+    pub encoded: u64,
+    /// References to encodings that prefill and decode engines have accepted.
+    pub embedded: u64,
+    /// Pushed encodings that their consumers have taken.
+    pub transferred: u64,
     /// Everything that a proxy must never do, in words (the first thousand).
     pub violations: Vec<String>,
     pub violation_count: u64,

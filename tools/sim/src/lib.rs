@@ -42,7 +42,7 @@ pub use dummy::{Dummy, DummyOptions};
 pub use engine::prompt::{messages_hash, prompt_hash};
 pub use fault::{Fault, FaultPlan, Shape};
 pub use ledger::LedgerReport;
-pub use options::{EngineOptions, KvMode, LoadFailure, Options, Role, Strict, Timing};
+pub use options::{EcMode, EngineOptions, KvMode, LoadFailure, Options, Role, Strict, Timing};
 pub use sim::Sim;
 pub use text::{detokenize, expected, mark, tokenize};
 pub use transcript::{Outcome, Received};

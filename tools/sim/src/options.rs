@@ -50,6 +50,7 @@ impl Options {
 /// role tells which requests are *wrong* for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    Encode,
     Prefill,
     Decode,
     /// A single aggregated server: the reference for greedy text.
@@ -59,6 +60,7 @@ pub enum Role {
 impl Role {
     pub fn name(self) -> &'static str {
         match self {
+            Role::Encode => "encode",
             Role::Prefill => "prefill",
             Role::Decode => "decode",
             Role::Both => "both",
@@ -71,6 +73,16 @@ pub enum KvMode {
     /// Pull by NIXL: P answers with `kv_transfer_params` if asked with the template.
     Nixl,
     None,
+}
+
+/// How media get from an encode engine to the others (vLLM's EC connectors).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcMode {
+    None,
+    /// By what the media hold: encoders are asked for one token, and report nothing.
+    V1,
+    /// Encoders report handles and metadata; others may be shown those in place of the media.
+    V2,
 }
 
 /// What D does when KV cannot be loaded (`kv_load_failure_policy`).
@@ -89,6 +101,15 @@ pub struct EngineOptions {
     pub max_model_len: u32,
     pub timing: Timing,
     pub kv: KvMode,
+    pub ec: EcMode,
+    /// Encode engines report metadata with their handles.
+    pub ec_metadata: bool,
+    /// Where encoders push to, by data-parallel rank. Empty: this engine is no such consumer.
+    pub ec_addresses: Vec<String>,
+    /// Images in one prompt at most; 0: any number.
+    pub images_max: usize,
+    /// `file://` media are read.
+    pub local_media: bool,
     /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
     /// of the right form are taken at their word.
     pub kv_elsewhere: bool,
@@ -122,11 +143,16 @@ impl EngineOptions {
             model: "dummy".into(),
             max_model_len: 131_072,
             timing: Timing::default(),
-            kv: if role == Role::Both {
+            kv: if matches!(role, Role::Both | Role::Encode) {
                 KvMode::None
             } else {
                 KvMode::Nixl
             },
+            ec: EcMode::None,
+            ec_metadata: true,
+            ec_addresses: Vec::new(),
+            images_max: 0,
+            local_media: false,
             kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, LedgerReport, lock};
 use crate::options::Options;
@@ -56,6 +57,7 @@ impl Sim {
             started: Instant::now(),
             engines,
             ledger,
+            encodings: Encodings::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -134,7 +136,14 @@ impl Sim {
     }
 
     pub fn ledger(&self) -> LedgerReport {
-        self.world.ledger.report(self.world.now())
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let encodings = &self.world.encodings;
+        LedgerReport {
+            encoded: load(&encodings.encoded),
+            embedded: load(&encodings.embedded),
+            transferred: load(&encodings.transferred),
+            ..self.world.ledger.report(self.world.now())
+        }
     }
 
     /// From now on every request to the engine gets `fault`; `None` ends it.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, lock};
 use crate::options::EngineOptions;
@@ -18,6 +19,7 @@ pub(crate) struct World {
     pub started: Instant,
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
+    pub encodings: Encodings,
 }
 
 pub(crate) struct Shared {

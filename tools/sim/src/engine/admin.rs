@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Engine;
 use super::answer::text_of;
+use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{of_messages, of_prompt};
 use super::route::{Request, error, json};
@@ -233,7 +234,7 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
 fn tokenized(engine: &Engine, value: &[u8], chat: bool) -> Result<String, ApiError> {
     let mut texts = vec![Vec::new()];
     if chat {
-        of_messages(value, Some(&mut texts[0]))?;
+        of_messages(value, Some(&mut texts[0]), &Lens::default())?;
     } else {
         of_prompt(value, Some(&mut texts))?;
     }

@@ -153,7 +153,10 @@ pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
             &job.params
         },
     );
-    put(out, b",\"ec_transfer_params\":null,\"metrics\":null}");
+    put(out, b",\"ec_transfer_params\":");
+    let reported: &[u8] = if job.ec.is_empty() { b"null" } else { &job.ec };
+    put(out, reported);
+    put(out, b",\"metrics\":null}");
 }
 
 fn push_choice(out: &mut Vec<u8>, job: &Job, choice: u32) {

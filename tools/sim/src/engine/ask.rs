@@ -1,5 +1,6 @@
 //! A generate request, read and judged the way vLLM does it: what it rejects is rejected here.
 
+use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{Prompt, of_messages, of_prompt};
 use super::rules;
@@ -140,8 +141,8 @@ pub(crate) fn read(
     body: &[u8],
     top: &[Member],
     chat: bool,
-    model: &str,
-    max_model_len: u32,
+    (model, max_model_len): (&str, u32),
+    lens: &Lens,
 ) -> Result<Ask, ApiError> {
     let raw = Raw::read(body, top, chat);
     let stream = flag(raw.stream, "stream")?;
@@ -156,7 +157,7 @@ pub(crate) fn read(
             t.push(Vec::new());
             &mut t[0]
         });
-        vec![of_messages(messages, rendered)?]
+        vec![of_messages(messages, rendered, lens)?]
     } else {
         let Some(prompt) = raw.prompt.filter(|p| *p != b"\"\"") else {
             return Err(ApiError::rule(

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::ask::Ask;
+use super::ec::Lens;
 use super::error::ApiError;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
 use crate::http::head::Head;
@@ -26,6 +27,8 @@ pub(crate) struct Job {
     pub external: u64,
     /// `kv_transfer_params` of the answer, empty for null.
     pub params: Vec<u8>,
+    /// `ec_transfer_params` of the answer, empty for null.
+    pub ec: Vec<u8>,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
 }
@@ -53,9 +56,28 @@ pub(crate) fn accept(
         return Err(ApiError::field(&invalid.at.to_string(), message));
     }
     let members = &scratch.members;
-    let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
+    let encoder = options.role == Role::Encode;
+    if encoder && !chat {
+        return Err(ApiError::body("an encoder takes chat requests only"));
+    }
+    let lens = match encoder {
+        true => Lens {
+            local_media: options.local_media,
+            ..Lens::default()
+        },
+        // Elsewhere messages mean nothing.
+        false if !chat => Lens::default(),
+        false => super::ec::look(engine, head.text(input, head.rank), body, members)?,
+    };
+    let limits = (&*options.model, options.max_model_len);
+    let asked = super::ask::read(body, members, chat, limits, &lens);
     let request_id = head.text(input, head.request_id);
-    let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ec = Vec::new();
+    if encoder {
+        ec = super::ec::encode(engine, body, members)?;
+        ask.max_tokens = 1;
+    }
     let draw = match options.sampling {
         true => draw(engine, body, members),
         false => 0,
@@ -83,6 +105,7 @@ pub(crate) fn accept(
         wrong_from: ask.prompts.len(),
         external: 0,
         params: Vec::new(),
+        ec,
         draw,
         ask,
     })

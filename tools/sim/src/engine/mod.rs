@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod answer;
 pub(crate) mod ask;
+pub(crate) mod ec;
 pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod kv;

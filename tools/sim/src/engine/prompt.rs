@@ -4,6 +4,7 @@
 
 use memchr::memmem;
 
+use super::ec::{Lens, content_hash};
 use super::error::ApiError;
 use crate::json::{elements, integer, is_string, members, string};
 use crate::text::{IMAGE_TOKENS, count, detokenize, hash, mix};
@@ -32,6 +33,7 @@ pub fn messages_hash(messages: &str) -> Option<u64> {
     of_messages(
         &wrapped.as_bytes()[top[0].value.0 as usize..top[0].value.1 as usize],
         None,
+        &Lens::default(),
     )
     .ok()
     .map(|p| p.hash)
@@ -161,6 +163,7 @@ impl Chat {
 pub(crate) fn of_messages(
     value: &[u8],
     mut rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
 ) -> Result<Prompt, ApiError> {
     if value[0] != b'[' {
         return Err(ApiError::field("messages", "Input should be a valid list"));
@@ -194,7 +197,7 @@ pub(crate) fn of_messages(
                 }
                 b"content" => {
                     null = value[0] == b'n';
-                    of_content(value, &mut chat, rendered.as_deref_mut())?;
+                    of_content(value, &mut chat, rendered.as_deref_mut(), lens)?;
                 }
                 b"tool_calls" | b"tool_call_id" | b"name" => chat.text(value),
                 _ => {}
@@ -224,6 +227,7 @@ fn of_content(
     value: &[u8],
     chat: &mut Chat,
     mut rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
 ) -> Result<(), ApiError> {
     match value[0] {
         b'"' => {
@@ -236,7 +240,7 @@ fn of_content(
         b'n' => {}
         b'[' => {
             for part in elements(value) {
-                of_part(part, chat, rendered.as_deref_mut())?;
+                of_part(part, chat, rendered.as_deref_mut(), lens)?;
             }
         }
         _ => {
@@ -249,9 +253,14 @@ fn of_content(
     Ok(())
 }
 
-fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Result<(), ApiError> {
+fn of_part(
+    part: &[u8],
+    chat: &mut Chat,
+    rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
+) -> Result<(), ApiError> {
     if is_string(part) {
-        return of_content(part, chat, rendered);
+        return of_content(part, chat, rendered, lens);
     }
     if part[0] != b'{' {
         return Err(ApiError::body("messages: a content part must be an object"));
@@ -267,10 +276,16 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
         return Err(ApiError::body("messages: a content part needs a type"));
     };
     match (&*kind, field(&kind)) {
-        (b"text", Some(text)) if is_string(text) => of_content(text, chat, rendered),
-        (b"image_url" | b"audio_url" | b"video_url", Some(media)) => of_media(media, chat),
+        (b"text", Some(text)) if is_string(text) => of_content(text, chat, rendered, lens),
+        (b"image_url" | b"audio_url" | b"video_url", Some(media)) => of_media(media, chat, lens),
         (b"input_audio" | b"image_embeds" | b"audio_embeds" | b"video_embeds", Some(value)) => {
-            chat.hash = hash(chat.hash, value);
+            let uuid = field(b"uuid").filter(|v| is_string(v)).map(string);
+            let known = lens
+                .embeds
+                .iter()
+                .find(|(name, _)| uuid.as_deref() == Some(name));
+            let content = known.map_or_else(|| content_hash(value), |(_, content)| *content);
+            chat.hash = mix(chat.hash, content);
             chat.tokens += IMAGE_TOKENS;
             Ok(())
         }
@@ -281,7 +296,7 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
     }
 }
 
-fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
+fn of_media(media: &[u8], chat: &mut Chat, lens: &Lens) -> Result<(), ApiError> {
     let url = match media[0] {
         b'"' => Some(media),
         b'{' => members(media)
@@ -294,13 +309,14 @@ fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
         return Err(ApiError::body("messages: media needs a url"));
     };
     let known: [&[u8]; 3] = [b"http://", b"https://", b"data:"];
-    if !known.iter().any(|scheme| url.starts_with(scheme)) {
+    let local = lens.local_media && url.starts_with(b"file://");
+    if !local && !known.iter().any(|scheme| url.starts_with(scheme)) {
         return Err(ApiError::value(
             None,
             "The URL must be either a HTTP, data or file URL.",
         ));
     }
-    chat.hash = hash(chat.hash, &url);
+    chat.hash = mix(chat.hash, content_hash(&url));
     chat.tokens += IMAGE_TOKENS;
     Ok(())
 }

@@ -39,6 +39,8 @@ pub(crate) struct Head {
     pub fault_prefill: Span,
     pub fault_decode: Span,
     pub shape: Span,
+    /// `X-data-parallel-rank`
+    pub rank: Span,
 }
 
 #[derive(Debug)]
@@ -120,6 +122,7 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
         fault_prefill: (0, 0),
         fault_decode: (0, 0),
         shape: (0, 0),
+        rank: (0, 0),
     };
     let mut seen = Seen::default();
     for header in request.headers.iter() {
@@ -163,6 +166,7 @@ fn take(
             }
         }
         18 if is(b"x-sim-fault-decode") => head.fault_decode = place(),
+        20 if is(b"x-data-parallel-rank") => head.rank = place(),
         19 if is(b"x-sim-fault-prefill") => head.fault_prefill = place(),
         _ => {}
     }
