@@ -75,6 +75,20 @@ impl TrustOf {
 }
 
 impl Hosts {
+    /// Tells the instances behind TLS whom to believe, for their probes. Reads files, the first time.
+    pub fn prepare(&self, config: &Config, cluster: &Cluster) -> io::Result<()> {
+        for instance in cluster.instances.iter().filter(|one| one.address.tls()) {
+            let known = &self.trust.roles[instance.role as usize];
+            if known.get().is_none() {
+                self.trust.load(config)?;
+            }
+            if let Some(trust) = known.get() {
+                _ = instance.trust.set(trust.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// TLS on a fresh connection to this instance.
     pub async fn secure(&self, plain: Stream, instance: &Instance) -> io::Result<Stream> {
         let none = || io::Error::other("TLS to engines is not set up: restart with it configured");

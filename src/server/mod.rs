@@ -313,6 +313,7 @@ fn build(
         members: Arc::new(Published::new(Default::default())),
         trust,
     };
+    hosts.prepare(&config, &cluster)?;
     let allow = config.sidecar.as_ref().and_then(|s| s.allow.as_ref());
     if let Some(pool) = allow.and_then(|allow| allow.pool.clone()) {
         kubernetes::follow(pool, &hosts.members)?;

@@ -20,6 +20,9 @@ impl Server {
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
+        new.sidecar.clone_from(&old.sidecar);
+        new.tls.clone_from(&old.tls);
+        new.upstream_tls.clone_from(&old.upstream_tls);
         new.cores = old.cores.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
@@ -39,6 +42,9 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("sidecar", old.sidecar == new.sidecar),
+        ("tls", old.tls == new.tls),
+        ("upstream_tls", old.upstream_tls == new.upstream_tls),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),

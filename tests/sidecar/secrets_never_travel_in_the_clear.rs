@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pdrelay::config::sidecar::Tls;
+use pdrelay::config::{Address, Config, InstanceConfig, Role};
 use pdrelay::server::Server;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
@@ -16,7 +17,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 
 use super::{beside, beside_with, says};
 use crate::support::scripted::{Say, Scripted, answer};
-use crate::support::{Client, post_bytes};
+use crate::support::{Client, eventually, post_bytes};
 
 /// Believes anyone, and remembers whom.
 #[derive(Debug, Default)]
@@ -230,6 +231,36 @@ fn engines_behind_tls_are_believed_only_as_configured() {
         assert_eq!(ask(&believing).status, 200);
     }
     assert_eq!(d.requests().len(), before + 10);
+}
+
+#[test]
+fn probes_reach_engines_behind_tls() {
+    let d = says("200 OK", r#"{"from":"d"}"#);
+    let inner = beside("sidecar", d.address, &[]);
+    for (skip_verify, health) in [(vec![Role::Aggregated], "healthy"), (vec![], "unhealthy")] {
+        let place = format!("https://127.0.0.1:{}", inner.address.port());
+        let address = Address::parse_url(&place).unwrap();
+        let mut config = Config {
+            host: "127.0.0.1".into(),
+            port: 0,
+            handshake: "aggregated".into(),
+            instances: vec![InstanceConfig::new(address, Role::Aggregated)],
+            ..Config::default()
+        };
+        config.upstream_tls.skip_verify = skip_verify;
+        config.health_check.interval = Duration::from_millis(100);
+        config.cores.shards = Some(1);
+        let server = Server::start(config).unwrap();
+        let said = format!("\"{health}\"");
+        eventually(health, || {
+            Client::connect(server.address).get("/status").text().contains(&said)
+        });
+        if health == "healthy" {
+            let mut client = Client::connect(server.address);
+            let response = client.post("/v1/completions", r#"{"prompt":"x"}"#);
+            assert_eq!(response.text(), r#"{"from":"d"}"#);
+        }
+    }
 }
 
 /// A folder of a certificate, gone with this.
