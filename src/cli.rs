@@ -47,6 +47,12 @@ pub enum Command {
     /// Run as vLLM's disagg_epd_proxy.py, v1 to v3, with its command line and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Epd(Raw),
+    /// Run as vLLM's disagg_proxy_multiturn.py, with its command line
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Multiturn(Raw),
+    /// Run as LMCache's disaggregated prefill proxy, with its command line and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Lmcache(Raw),
     /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Xpyd(Raw),
@@ -62,7 +68,7 @@ pub enum Command {
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// epd, sidecar, routing-sidecar, xpyd or xpyd-start
+        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(
@@ -232,7 +238,7 @@ mod tests {
     use crate::config::Role;
 
     const KNOWN: Known<'static> = Known {
-        handshakes: &["sequential", "nixl", "aggregated"],
+        handshakes: &["sequential", "nixl", "lmcache", "aggregated"],
         policies: &[
             "round_robin",
             "least_load",

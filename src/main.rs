@@ -44,10 +44,14 @@ fn main() -> ExitCode {
         Command::Migrate { program, args } => migrate(&program, &args),
         // Without arguments, which `stand_in` leaves to nobody.
         Command::Epd(_)
+        | Command::Lmcache(_)
+        | Command::Multiturn(_)
         | Command::Sidecar(_)
         | Command::RoutingSidecar(_)
         | Command::Xpyd(_)
-        | Command::XpydStart(_) => unreachable!("stand_in() took it"),
+        | Command::XpydStart(_) => {
+            unreachable!("stand_in() took it")
+        }
     }
 }
 

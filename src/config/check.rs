@@ -9,7 +9,7 @@ use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -94,8 +94,8 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "mooncake" | "nixl" | "nixl_flat" | "offloading" | "sequential" | "sglang"
-        | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
+        "lmcache" | "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading"
+        | "sequential" | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -112,6 +112,11 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_pairs(config, report);
     check_sidecar(config, report);
     check_epd(config, places, known, report);
+    let receivers = match report.is_set("zmq") {
+        true => "zmq.receivers",
+        false => "lmcache.receivers",
+    };
+    lmcache::check(config, receivers, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -123,19 +128,6 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
-        if name == "zmq" {
-            let (message, fix) = match report.is_set("zmq") {
-                false => (
-                    "disaggregated_mode=zmq requires a zmq configuration",
-                    "and it is not supported yet: use nixl or direct",
-                ),
-                true => (
-                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
-                    "use nixl or direct",
-                ),
-            };
-            return report.problem(key, message, fix);
-        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -266,7 +258,11 @@ fn check_roles(config: &Config, places: &[String], report: &mut Report) {
             return;
         }
         let message = match config.surface {
-            Surface::Native | Surface::Epd | Surface::Sidecar => "no instances are configured",
+            Surface::Native
+            | Surface::Epd
+            | Surface::Lmcache
+            | Surface::Multiturn
+            | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
@@ -432,6 +428,32 @@ fn check_cores(cores: &Cores, report: &mut Report) {
     }
 }
 
+fn check_multiturn(config: &Config, report: &mut Report) {
+    if config.handshake != "multiturn" {
+        if config.multiturn != super::Multiturn::default() {
+            let message = format!("it has no effect on the handshake '{}'", config.handshake);
+            report.warning("multiturn", message, "write handshake: multiturn");
+        }
+        return;
+    }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        let message = "the handshake 'multiturn' sends decode's own first token";
+        report.problem("first_token_source", message, "remove it");
+    }
+    if config.multiturn.ttl > ENGINE_TTL {
+        let message = format!(
+            "{} is longer than engines keep the blocks by default ({})",
+            show_duration(config.multiturn.ttl),
+            show_duration(ENGINE_TTL)
+        );
+        let fix = "give the engines a longer decoder_kv_blocks_ttl, or lower it";
+        report.warning("multiturn.ttl", message, fix);
+    }
+}
+
+/// `decoder_kv_blocks_ttl` of vLLM.
+const ENGINE_TTL: Duration = Duration::from_secs(480);
+
 fn check_pairs(config: &Config, report: &mut Report) {
     let Limits {
         body_bytes_max,
@@ -451,6 +473,7 @@ fn check_pairs(config: &Config, report: &mut Report) {
             .unwrap_or("limits");
         report.problem(key, message, "raise the first or lower the second");
     }
+    check_multiturn(config, report);
     let retry = &config.retry;
     ordered(
         report,
@@ -528,6 +551,10 @@ pub fn print(config: &Config) -> String {
             &differing(&epd(&config.epd), &epd(&Default::default())),
         );
     }
+    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+        let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
+        line("notices", &format!("tcp://{}", Address::tcp(host, port)));
+    }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
     }
@@ -551,6 +578,10 @@ pub fn print(config: &Config) -> String {
     let (now, usual) = (startup_shown(startup), startup_shown(&Default::default()));
     if now != usual {
         line("startup", &differing(&now, &usual));
+    }
+    if config.handshake == "multiturn" {
+        let (now, usual) = (multiturn(&config.multiturn), multiturn(&Default::default()));
+        line("multiturn", &differing(&now, &usual));
     }
     let scheduling = &config.scheduling;
     line(
@@ -709,6 +740,28 @@ fn epd(epd: &super::epd::Epd) -> Shown {
         ("media_max", media_max.to_string()),
         ("dynamic_registration", dynamic_registration.to_string()),
         ("evicted_ttl", ttl),
+    ]
+}
+
+fn multiturn(multiturn: &super::Multiturn) -> Shown {
+    let super::Multiturn {
+        ttl,
+        entries_max,
+        bytes_max,
+        expose_kv_params,
+        remote_host,
+        redis,
+        redis_timeout,
+    } = multiturn;
+    let redis = redis.as_ref().map_or("none".into(), ToString::to_string);
+    vec![
+        ("ttl", show_duration(*ttl)),
+        ("entries_max", entries_max.to_string()),
+        ("bytes_max", show_bytes(*bytes_max)),
+        ("expose_kv_params", expose_kv_params.to_string()),
+        ("remote_host", remote_host.name().into()),
+        ("redis", redis),
+        ("redis_timeout", show_duration(*redis_timeout)),
     ]
 }
 

@@ -240,7 +240,9 @@ pub fn load_over(
         zmq,
         ..
     } = draft;
-    if zmq && mode != Some("zmq") {
+    if mode == Some("lmcache") {
+        schema::apply_zmq(zmq, &mut config, &mut report);
+    } else if zmq.is_some() {
         let message = "zmq has no effect without disaggregated_mode: zmq";
         report.warning("zmq", message, "remove it");
     }

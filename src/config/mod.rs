@@ -10,7 +10,9 @@ pub mod address;
 pub mod check;
 pub mod epd;
 pub mod legacy;
+pub mod lmcache;
 pub mod load;
+pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
@@ -23,6 +25,7 @@ mod yaml;
 
 pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+pub use multiturn::{Multiturn, RedisAddress, RemoteHost};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +53,7 @@ pub struct Config {
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
     pub models: Models,
+    pub multiturn: Multiturn,
     pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
@@ -59,6 +63,8 @@ pub struct Config {
     pub health_check: HealthCheck,
     pub circuit_breaker: CircuitBreaker,
     pub cores: Cores,
+    /// For the handshake of this name.
+    pub lmcache: lmcache::Lmcache,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
     /// P comes from a header of the request.
@@ -129,6 +135,10 @@ pub enum Surface {
     Epd,
     /// That of llm-d's sidecar: all but a few paths are the decode engine's.
     Sidecar,
+    /// That of vLLM's multi-turn proxy.
+    Multiturn,
+    /// That of LMCache's `disagg_proxy_server`.
+    Lmcache,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -139,6 +149,8 @@ impl Surface {
             Surface::Epd => "epd",
             Surface::Native => "native",
             Surface::Sidecar => "sidecar",
+            Surface::Multiturn => "multiturn",
+            Surface::Lmcache => "lmcache",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -355,6 +367,7 @@ impl Default for Config {
             epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
+            multiturn: Multiturn::default(),
             startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),
@@ -364,6 +377,7 @@ impl Default for Config {
             health_check: HealthCheck::default(),
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
+            lmcache: lmcache::Lmcache::default(),
             forward: Vec::new(),
             sidecar: None,
             tls: None,

@@ -19,8 +19,10 @@ pub const KNOWN: Known<'static> = Known {
     handshakes: &[
         "sequential",
         "nixl",
+        "lmcache",
         "aggregated",
         "epd",
+        "multiturn",
         "mooncake",
         "nixl_flat",
         "offloading",

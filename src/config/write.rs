@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::epd::Consumer;
+use super::lmcache::{Chat, Lmcache, Variant};
 use super::quantity::show_duration;
 use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
@@ -45,6 +46,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         first_token_source,
         instances,
         models,
+        multiturn,
         startup,
         scheduling,
         limits,
@@ -54,6 +56,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         health_check,
         circuit_breaker,
         cores,
+        lmcache,
         forward,
         sidecar,
         tls,
@@ -118,6 +121,22 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("virtual_nodes", s.virtual_nodes, u.virtual_nodes);
     lines.number("prefix_length", s.prefix_length, u.prefix_length);
     page.section("scheduling", lines);
+
+    let mut lines = Lines::new();
+    let (s, u) = (multiturn, &usual.multiturn);
+    lines.wait("ttl", s.ttl, u.ttl);
+    lines.number("entries_max", s.entries_max, u.entries_max);
+    lines.number("bytes_max", s.bytes_max, u.bytes_max);
+    lines.number("expose_kv_params", s.expose_kv_params, u.expose_kv_params);
+    let host = s.remote_host.name();
+    lines.number("remote_host", host, u.remote_host.name());
+    if let Some(redis) = &s.redis {
+        // With a password it is a comment, to be completed: that is not printed.
+        let hidden = if redis.password.is_some() { "# " } else { "" };
+        lines.put(&format!("{hidden}redis"), quoted(&redis.to_string()), true);
+    }
+    lines.wait("redis_timeout", s.redis_timeout, u.redis_timeout);
+    page.section("multiturn", lines);
 
     let mut lines = Lines::new();
     let (s, u) = (startup, &usual.startup);
@@ -229,6 +248,8 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.wait("window", s.window, u.window);
     page.section("circuit_breaker", lines);
 
+    page.section("lmcache", lmcache_lines(lmcache));
+
     let Cores { shards, cpus, numa } = cores;
     page.key(
         "shards",
@@ -268,6 +289,57 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         }
     }
     page.text
+}
+
+fn lmcache_lines(section: &Lmcache) -> Lines {
+    let mut lines = Lines::new();
+    let (s, u) = (section, &Lmcache::default());
+    let variant = match s.variant {
+        Variant::Notified => "notified",
+        Variant::FirstToken => "first_token",
+        Variant::Plain => "plain",
+    };
+    lines.put("variant", variant.into(), s.variant != u.variant);
+    lines.put("host", quoted(&s.host), s.host != u.host);
+    lines.number("port", s.port, u.port);
+    lines.wait("notice_timeout", s.notice_timeout, u.notice_timeout);
+    lines.put("on_timeout", "error".into(), s.on_timeout != u.on_timeout);
+    lines.number("short_prompt", s.short_prompt, u.short_prompt);
+    lines.put(
+        "first_token",
+        "decode".into(),
+        s.first_token != u.first_token,
+    );
+    let chat = match s.chat {
+        Chat::Auto => "auto",
+        Chat::Native => "native",
+        Chat::Render => "render",
+        Chat::Completions => "completions",
+    };
+    lines.put("chat", chat.into(), s.chat != u.chat);
+    lines.number("handoff_id", s.handoff_id, u.handoff_id);
+    let name = s.bound_by.as_deref().unwrap_or_default();
+    lines.put("bound_by", quoted(name), s.bound_by != u.bound_by);
+    if !s.receivers.is_empty() {
+        lines.put("receivers", String::new(), true);
+    }
+    for (address, receiver) in &s.receivers {
+        let mut item = format!(
+            "host: {}, init_ports: {:?}, alloc_ports: {:?}",
+            quoted(&receiver.host),
+            receiver.init_ports,
+            receiver.alloc_ports
+        );
+        if !receiver.query_ports.is_empty() {
+            item += &format!(", query_ports: {:?}", receiver.query_ports);
+        }
+        lines.put(
+            &format!("  {}", quoted(&address.to_string())),
+            format!("{{{item}}}"),
+            true,
+        );
+    }
+    lines
 }
 
 struct Page<'a> {
@@ -447,7 +519,8 @@ impl Lines {
 
     fn put(&mut self, key: &str, value: String, differs: bool) {
         if differs {
-            _ = writeln!(self.0, "  {key}: {value}");
+            let line = format!("  {key}: {value}");
+            _ = writeln!(self.0, "{}", line.trim_end());
         }
     }
 

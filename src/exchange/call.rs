@@ -1,4 +1,4 @@
-//! `call`: a leg whose whole answer is wanted (prefill, encode).
+//! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
 use std::io;
 use std::sync::Arc;
@@ -112,18 +112,22 @@ impl Exchange {
     /// what the client gets.
     pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {
         let began = Instant::now();
-        let leg_stage = leg.stage;
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        if leg_stage == Stage::Prefill {
-            self.trace.prefill.set(Some(began.elapsed()));
+        let span = match leg.stage {
+            Stage::Prefill => Some(&self.trace.prefill),
+            Stage::DecodeHead => Some(&self.trace.decode_head),
+            _ => None,
+        };
+        if let Some(span) = span {
+            span.set(Some(began.elapsed()));
         }
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
         let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
-        if leg_stage == Stage::Prefill
+        if leg.stage == Stage::Prefill
             && let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object)
         {
             self.cluster

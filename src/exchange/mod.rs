@@ -8,10 +8,12 @@
 
 pub mod budget;
 pub mod call;
+pub mod conversation;
 pub mod first_token;
 pub mod grant;
 pub mod hold;
 pub mod join;
+pub mod notice;
 pub mod overlay;
 pub mod own_stream;
 pub mod pick;
@@ -25,7 +27,7 @@ pub mod send;
 pub mod shape;
 pub mod usage;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -65,6 +67,8 @@ pub struct Tools {
     pub sweep: Rc<Sweep>,
     pub metrics: Rc<ShardMetrics>,
     pub rng: Rng,
+    /// To the Redis that proxies share, if there is one; made by the first who wants it.
+    pub redis: OnceCell<crate::net::redis::Client>,
     pub releases: release::Releases,
     pub met: release::Met,
     pub budget: budget::Budget,
@@ -73,6 +77,10 @@ pub struct Tools {
     pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+    /// This shard's number, for what comes back from other threads.
+    pub shard: usize,
+    /// Who waits for notices.
+    pub waiters: notice::Waiters,
 }
 
 impl Tools {

@@ -130,6 +130,26 @@ impl Exchange {
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
     }
 
+    /// The instance of this number, if it can be chosen now; else as [`Exchange::pick`].
+    pub fn pick_again(&self, role: Role, index: Option<usize>) -> Result<Picked, Stop> {
+        let now = now_ms();
+        let wanted = |one: &&Arc<Instance>| {
+            let closed = one.breaker.state(now) != State::HalfOpen && one.in_standing(now);
+            Some(one.index) == index && closed && !one.draining()
+        };
+        let members = match index {
+            Some(_) => self.members_now(role),
+            None => Vec::new(),
+        };
+        match members.iter().find(wanted) {
+            Some(instance) if !self.avoid.borrow().contains(&instance.index) => Ok(Picked {
+                in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+                trial: false,
+            }),
+            _ => self.pick(role),
+        }
+    }
+
     fn prompt_tokens(&self) -> u64 {
         self.cluster
             .estimate

@@ -378,7 +378,9 @@ impl Reply {
             framing => Some(relay.client_framing(framing)),
         };
         self.put_head(&mut out, x, head, opened.head_bytes(), framing);
-        if !rest.is_empty() {
+        // A rewrite may have something to say before the engine has.
+        if !rest.is_empty() || matches!(relay.mode, Mode::Edited(_)) {
+            let head_len = out.len();
             match relay.take(rest) {
                 Ok(Step::Same(n)) => out.extend_from_slice(&rest[..n]),
                 Ok(Step::Other(bytes)) => out.extend_from_slice(&bytes),
@@ -388,7 +390,7 @@ impl Reply {
                     return Err(Stop::Again(opened.failed(Kind::BadResponse, what)));
                 }
             }
-            self.chunks += 1;
+            self.chunks += u64::from(!rest.is_empty() || out.len() > head_len);
         }
         if relay.done() {
             opened.picked.in_flight.give_back();

@@ -53,6 +53,8 @@ pub struct Leg {
     pub id: Option<Box<str>>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// It brings what may no longer be true: a 5xx is then no fault of the instance.
+    pub unsure: bool,
     /// It has been read as JSON, whatever the client called it (curl's `-d` says it is a form).
     pub json: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
@@ -84,6 +86,7 @@ impl Leg {
             strip: &[],
             id: None,
             verbatim: false,
+            unsure: false,
             json: false,
             alone: false,
             plain_answer: false,
@@ -393,7 +396,7 @@ impl Exchange {
         began: Instant,
     ) -> Result<Opened, (Picked, Failed)> {
         self.touch(&picked);
-        if head.status >= 500 {
+        if head.status >= 500 && !leg.unsure {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
             self.reached(&picked);

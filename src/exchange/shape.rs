@@ -10,9 +10,16 @@ use crate::wire::openai::error_body;
 pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     let reason = error.to_string();
     match surface {
-        Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
+        Surface::Native | Surface::Multiturn => {
+            error_body(&reason, error.kind.class(), error.kind.status())
+        }
         Surface::Sidecar => sidecar(error, &reason),
         Surface::Epd => detail(epd(error).unwrap_or(&reason)),
+        // Its own errors have no body that a client could read: where the path is right, ours.
+        Surface::Lmcache => match error.kind {
+            Kind::MethodNotAllowed => detail("Method Not Allowed"),
+            kind => error_body(&reason, kind.class(), kind.status()),
+        },
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -32,8 +39,10 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
 pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
-        Surface::Native | Surface::Sidecar => error_body(NO_PATH, kind.class(), kind.status()),
-        Surface::Epd | Surface::Xpyd => detail("Not Found"),
+        Surface::Native | Surface::Multiturn | Surface::Sidecar => {
+            error_body(NO_PATH, kind.class(), kind.status())
+        }
+        Surface::Epd | Surface::Lmcache | Surface::Xpyd => detail("Not Found"),
     }
 }
 

@@ -10,7 +10,9 @@ mod aggregated;
 mod aside;
 mod beside;
 mod epd;
+mod lmcache;
 mod mooncake;
+mod multiturn;
 mod nixl;
 mod nixl_flat;
 mod offloading;
@@ -21,9 +23,11 @@ mod shared_storage;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use crate::config::{Config, Role};
-use crate::exchange::{Exchange, Reply, Stop};
+use crate::exchange::notice::NoticeSocket;
+use crate::exchange::{Exchange, Reply, Stop, Tools};
 
 pub use beside::beside;
 
@@ -43,6 +47,23 @@ pub trait Handshake: Send + Sync {
     fn serves_aggregated(&self) -> bool {
         false
     }
+
+    /// What it keeps between requests, if it does: for a page that says so.
+    fn conversations(&self, _tools: &Rc<Tools>) -> Option<Conversations> {
+        None
+    }
+
+    /// Where other processes tell it of their work, if they do.
+    fn notices(&self) -> Option<&NoticeSocket> {
+        None
+    }
+}
+
+/// How many conversations are kept; what only a shared store could say is not known.
+pub struct Conversations {
+    pub kept: Option<usize>,
+    /// Dropped since the last time that somebody asked, because their time was over.
+    pub expired: usize,
 }
 
 /// A handshake's row.
@@ -59,8 +80,10 @@ pub struct Spec {
 pub const HANDSHAKES: &[Spec] = &[
     sequential::SPEC,
     nixl::SPEC,
+    lmcache::SPEC,
     aggregated::SPEC,
     epd::SPEC,
+    multiturn::SPEC,
     mooncake::SPEC,
     nixl_flat::SPEC,
     offloading::SPEC,

@@ -277,6 +277,18 @@ fn sample_instances(shared: &Arc<Shared>) {
             scrape.add(Sampled::InstanceWedged, &labels, flag(wedged));
             scrape.add(Sampled::InstanceDraining, &labels, flag(one.draining()));
         }
+        if let Some(socket) = shared.handshake.notices() {
+            let seen = &socket.notices.seen;
+            let of = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed) as f64;
+            scrape.add(Sampled::Notices, &["counted"], of(&seen.counted));
+            scrape.add(Sampled::Notices, &["failed"], of(&seen.failed));
+            scrape.add(Sampled::Notices, &["unknown"], of(&seen.unknown));
+            scrape.add(Sampled::Notices, &["unreadable"], of(&seen.unreadable));
+            let peers = &socket.pull.peers;
+            scrape.add(Sampled::NoticeSenders, &[], of(&peers.connected));
+            scrape.add(Sampled::NoticeSendersRefused, &[], of(&peers.refused));
+            scrape.add(Sampled::NoticesOpen, &[], socket.notices.open() as f64);
+        }
         for (index, driver) in shared.drivers.iter().enumerate() {
             let name = driver.get().map_or("starting", |d| d.name());
             scrape.add(Sampled::Shard, &[&index.to_string(), name], 1.0);

@@ -79,7 +79,7 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// The threads have been told to end.
     pub stopped: AtomicBool,
-    pub shards: Vec<Mailbox<shard::Letter>>,
+    pub shards: Arc<Vec<Mailbox<shard::Letter>>>,
     pub control: Mailbox<control::Letter>,
     /// Held while the cluster is being changed.
     pub changing: Mutex<()>,
@@ -145,15 +145,17 @@ impl Server {
     pub fn start(config: Config) -> io::Result<Server> {
         let cpus = cores::plan(&config.cores).map_err(io::Error::other)?;
         let open_files_max = limit::raise_nofile();
+        // First what others connect to by themselves (notices): they may have been waiting for us.
+        let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
         let mut doors = Vec::new();
-        for (door, port) in doors::of(&config) {
-            doors.push((door, bind(&config, port, cpus.len())?));
+        let settings = shared.config.get();
+        for (door, port) in doors::of(&settings) {
+            doors.push((door, bind(&settings, port, cpus.len())?));
         }
         let address = doors[0].1[0].local_addr()?;
         let at = |(door, all): &(u16, Vec<TcpListener>)| Ok((*door, all[0].local_addr()?));
         let addresses: io::Result<Vec<_>> = doors.iter().map(at).collect();
         let addresses = addresses?;
-        let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
         let control = control::spawn(shared.clone(), control_ear)?;
         let (report, reports) = mpsc::channel();
         let mut shards = Vec::new();
@@ -191,7 +193,7 @@ impl Server {
     /// Stops accepting, lets what runs finish within the limit, then stops. True: nothing was cut.
     pub fn drain(mut self, limit: Duration) -> bool {
         self.shared.draining.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Drain);
         }
         let deadline = Instant::now() + limit;
@@ -221,7 +223,7 @@ impl Server {
                 "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
             )
         });
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::CutOff);
         }
         let deadline = Instant::now() + LAST_WORDS;
@@ -241,10 +243,18 @@ impl Server {
         self.shared.backends.failure()
     }
 
+    /// Where notices are taken, if the handshake has any.
+    pub fn notices(&self) -> Option<SocketAddr> {
+        self.shared
+            .handshake
+            .notices()
+            .map(|socket| socket.pull.address)
+    }
+
     fn stop(&mut self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         self.shared.stopped.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Stop);
         }
         self.shared.control.post(control::Letter::Stop);
@@ -342,7 +352,7 @@ fn build(
         connections: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
-        shards: mailboxes,
+        shards: Arc::new(mailboxes),
         control,
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
         changing: Mutex::new(()),
@@ -350,6 +360,15 @@ fn build(
         backends: startup::Backends::default(),
         xpyd: metrics::xpyd::Families::new(shards),
     });
+    if let Some(socket) = shared.handshake.notices() {
+        // Not all of `Shared`, which owns the thread that rings.
+        let shards = shared.shards.clone();
+        socket.notices.ring_with(Box::new(move |shard, ticket| {
+            if let Some(shard) = shards.get(shard) {
+                shard.post(shard::Letter::Noticed(ticket));
+            }
+        }));
+    }
     Ok((shared, ears, control_ear))
 }
 

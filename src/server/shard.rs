@@ -19,6 +19,7 @@ use crate::cluster::load::LoadView;
 use crate::config::Surface;
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::budget::Budget;
+use crate::exchange::notice::Waiters;
 use crate::exchange::release::{self, Met, Releases};
 use crate::exchange::{Tools, shape};
 use crate::log;
@@ -41,6 +42,8 @@ pub enum Letter {
         status: u16,
         body: Vec<u8>,
     },
+    /// The notices of this ticket are there.
+    Noticed(u64),
     Drain,
     /// The time for draining is over: what still runs is ended, and says so to its client.
     CutOff,
@@ -167,6 +170,7 @@ fn new_shard(
         sweep: Rc::new(Sweep::default()),
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
+        redis: std::cell::OnceCell::new(),
         releases: Releases::new(config.limits.releases_max),
         met: Met::default(),
         budget: Budget::default(),
@@ -174,6 +178,8 @@ fn new_shard(
         rotation: std::array::from_fn(|_| Cell::new(index as u64)),
         candidates: RefCell::default(),
         settings: Reader::new(shared.config.clone()),
+        shard: index,
+        waiters: Waiters::default(),
     };
     Shard {
         index,
@@ -257,6 +263,7 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
                 } => {
                     shard.answered(ticket, (status, body));
                 }
+                Letter::Noticed(ticket) => shard.tools.waiters.wake(ticket),
                 Letter::Drain => shard.drain(),
                 Letter::CutOff => {
                     let wait = Counter::timeouts(Wait::Drain);

@@ -33,7 +33,12 @@ impl Member {
 
     /// The name, unescaped.
     pub fn key<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        unescape(&bytes[self.key.0 as usize..self.key.1 as usize])
+        unescape(self.written_key(bytes))
+    }
+
+    /// The name as it is written, without quotes.
+    pub fn written_key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.key.0 as usize..self.key.1 as usize]
     }
 
     /// From the key's opening quote to the end of the value.

@@ -11,6 +11,10 @@ pub const NIXL_TEMPLATE: &[u8] = br#"{"do_remote_decode":true,"do_remote_prefill
 
 pub const KV_PARAMS: &str = "kv_transfer_params";
 
+/// Which conversation a request belongs to: for proxies, no engine knows it.
+pub const CONVERSATION_ID: &str = "conversation_id";
+pub const CONVERSATION_FIELD: &str = "x-conversation-id";
+
 /// What routing and scheduling read from a generate body; ranges were scanned once.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
@@ -166,6 +170,30 @@ pub fn finish_reason(payload: &[u8]) -> Option<Vec<u8>> {
     let lines = payload.split(|b| *b == b'\n');
     let mut data = lines.filter_map(|line| line.strip_prefix(b"data:"));
     data.find_map(|data| of(data.trim_ascii()))
+}
+
+/// A number that a body's member is, if it is one.
+pub fn count(value: Option<&[u8]>) -> Option<u64> {
+    number(value?)
+}
+
+/// Do these `stream_options` ask for the usage?
+pub fn wants_usage(options: &[u8]) -> bool {
+    let inner = Object::scan(options, 8).unwrap_or_default();
+    inner.get(options, "include_usage") == Some(b"true")
+}
+
+/// A request for one token and a whole answer, made of these members.
+pub fn one_token(members: impl Iterator<Item = (&'static str, Vec<u8>)>) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    for (key, value) in members {
+        json::put_string(&mut out, key);
+        out.push(b':');
+        out.extend_from_slice(&value);
+        out.push(b',');
+    }
+    out.extend_from_slice(br#""max_tokens":1,"stream":false}"#);
+    out
 }
 
 /// An OpenAI error body, as clients of vLLM know it.

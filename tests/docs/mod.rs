@@ -2,9 +2,11 @@
 
 mod commands_never_fail;
 mod links_never_lead_nowhere;
+mod lmcache_rows_never_lie;
 mod metrics_never_lack_a_line;
 mod rows_never_lie;
 mod sidecar_rows_never_lie;
+mod turns_never_lie;
 
 use std::path::{Path, PathBuf};
 

@@ -253,7 +253,10 @@ fn probes_reach_engines_behind_tls() {
         let server = Server::start(config).unwrap();
         let said = format!("\"{health}\"");
         eventually(health, || {
-            Client::connect(server.address).get("/status").text().contains(&said)
+            Client::connect(server.address)
+                .get("/status")
+                .text()
+                .contains(&said)
         });
         if health == "healthy" {
             let mut client = Client::connect(server.address);

@@ -3,6 +3,7 @@
 //! Everything is seen from outside, over real sockets on port 0. The client is written here, in terms of
 //! bytes, so that it shares no code with what it judges.
 
+pub mod lmcache;
 pub mod scripted;
 
 use std::io::{Read, Write};

@@ -11,6 +11,8 @@
 pub mod argparse;
 pub mod epd;
 pub mod goflag;
+pub mod lmcache;
+pub mod multiturn;
 pub mod sidecar;
 pub mod xpyd;
 
@@ -34,6 +36,8 @@ pub struct Program {
 
 pub static PROGRAMS: &[&Program] = &[
     &epd::PROGRAM,
+    &lmcache::PROGRAM,
+    &multiturn::PROGRAM,
     &sidecar::PROGRAM,
     &sidecar::ROUTING,
     &xpyd::PROGRAM,

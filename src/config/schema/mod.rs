@@ -5,6 +5,16 @@
 //!   `check.rs` (about the finished [`Config`]).
 //! * **To extend:** a section of a handshake is a file here, with a `Section` and its row in [`TOP`].
 
+macro_rules! rows {
+    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
+        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
+    };
+}
+
+mod lmcache;
+
+pub use lmcache::apply_zmq;
+
 use super::address::Address;
 use super::epd::Consumer;
 use super::quantity::parse_cpus;
@@ -27,8 +37,8 @@ pub struct Draft {
     pub handshake: Option<String>,
     /// The handshake that `disaggregated_mode:` means: only for models with prefill and decode.
     pub mode: Option<&'static str>,
-    /// There is a `zmq` section.
-    pub zmq: bool,
+    /// The `zmq` section.
+    pub zmq: Option<lmcache::Zmq>,
     /// A policy was named, not only an option of one.
     policy_named: bool,
     roundrobin: bool,
@@ -46,14 +56,8 @@ impl Draft {
     }
 }
 
-macro_rules! rows {
-    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
-        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
-    };
-}
-
-// After the macro, which it uses.
 mod epd;
+mod multiturn;
 
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
@@ -68,6 +72,7 @@ pub static TOP: Section<Draft> = Section {
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
         "models" => read_models,
+        "multiturn" => |d, at| _ = at.section(&mut d.config.multiturn, &multiturn::MULTITURN),
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
@@ -81,6 +86,7 @@ pub static TOP: Section<Draft> = Section {
         "prefill_failure" => |d, at| put(&mut d.config.prefill_failure, read_prefill_failure(at)),
         "health_check" => |d, at| _ = at.section(&mut d.config.health_check, &HEALTH_CHECK),
         "circuit_breaker" => |d, at| _ = at.section(&mut d.config.circuit_breaker, &CIRCUIT_BREAKER),
+        "lmcache" => |d, at| _ = at.section(&mut d.config.lmcache, &lmcache::LMCACHE),
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
@@ -109,7 +115,7 @@ pub static TOP: Section<Draft> = Section {
             let why = "tokenizer_path has no effect: pdrelay counts prompts without a tokenizer";
             at.warn(why, "remove it");
         },
-        "zmq" => |d, at| d.zmq = !at.is_null(),
+        "zmq" => |d, at| d.zmq = lmcache::read_zmq(at),
     },
 };
 
@@ -339,7 +345,9 @@ pub fn keys() -> Vec<String> {
         .chain(of("health_check.", &HEALTH_CHECK))
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("multiturn.", &multiturn::MULTITURN))
         .chain(of("startup.", &STARTUP))
+        .chain(lmcache::keys())
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
         .chain(of("cache_aware.", &CACHE_AWARE))
         .chain(MODEL_KEYS.iter().map(|key| format!("models.{key}")))
@@ -753,9 +761,11 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native', 'epd', 'sidecar' or 'xpyd'",
+    "'native', 'epd', 'lmcache', 'multiturn', 'sidecar' or 'xpyd'",
     &[
         ("epd", Surface::Epd),
+        ("lmcache", Surface::Lmcache),
+        ("multiturn", Surface::Multiturn),
         ("native", Surface::Native),
         ("sidecar", Surface::Sidecar),
         ("xpyd", Surface::Xpyd),
@@ -895,8 +905,12 @@ fn above_zero(at: &mut At) -> Option<Duration> {
 
 // --- Handshake and scheduling ---------------------------------------------------------------------
 
-/// The handshake that a mode of the old proxy means. `zmq` is refused by the checks.
-pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "zmq")];
+/// The handshake that a mode of the old proxy means. `zmq` has its own section.
+pub const MODES: [(&str, &str); 3] = [
+    ("direct", "sequential"),
+    ("nixl", "nixl"),
+    ("zmq", "lmcache"),
+];
 
 fn read_mode(draft: &mut Draft, at: &mut At) {
     let Some(text) = at.text() else { return };

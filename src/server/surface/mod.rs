@@ -6,6 +6,8 @@
 //!   [`route`].
 
 pub mod epd;
+pub mod lmcache;
+pub mod multiturn;
 pub mod native;
 pub mod sidecar;
 pub mod xpyd;
@@ -25,6 +27,8 @@ pub enum Route {
     Decode,
     /// Is the proxy alive?
     Health,
+    /// The same, and how many conversations are kept.
+    Conversations,
     /// Could a request be served now?
     Ready,
     Metrics,
@@ -66,6 +70,8 @@ pub fn route(
         // (A sidecar's is asked for its own.)
         Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
         Surface::Epd => epd::route(head.method, path, forward),
+        Surface::Multiturn => multiturn::route(head.method, path, forward),
+        Surface::Lmcache => lmcache::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -75,7 +81,11 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Epd | Surface::Native | Surface::Sidecar => false,
+        Surface::Epd
+        | Surface::Lmcache
+        | Surface::Multiturn
+        | Surface::Native
+        | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

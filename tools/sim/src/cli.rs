@@ -1,7 +1,7 @@
 //! The command line: of `pdsim`, and of `pdrelay sim`.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 
 use crate::dummy::{Dummy, args};
-use crate::{EcMode, EngineOptions, FaultPlan, KvMode, Options, Role, Sim, Timing};
+use crate::{EcMode, EngineOptions, FaultPlan, KvMode, LmcacheOptions, Options, Role, Sim, Timing};
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Ec {
@@ -21,6 +21,7 @@ enum Ec {
 #[derive(Clone, Copy, ValueEnum)]
 enum Kv {
     Nixl,
+    Lmcache,
     None,
 }
 
@@ -79,6 +80,16 @@ struct Cli {
     /// file:// media are taken
     #[arg(long)]
     local_media: bool,
+    /// With --kv lmcache: workers of each engine
+    #[arg(long, default_value_t = 1)]
+    ranks: u32,
+    /// With --kv lmcache: the init port of the first decode engine's first worker; the next ones follow, and
+    /// alloc ports are 10 above
+    #[arg(long, default_value_t = 8300)]
+    init_port: u16,
+    /// With --kv lmcache: where prefill workers send their notices
+    #[arg(long)]
+    notices: Option<SocketAddr>,
     /// KV is handed over between several pdsim: believe params that name engines of other processes
     #[arg(long)]
     kv_elsewhere: bool,
@@ -135,10 +146,11 @@ impl Cli {
                 tick_per_seq: Duration::from_secs_f64(self.tick_per_seq_us / 1e6),
                 stagger: self.stagger,
             },
-            kv: if both || matches!(self.kv, Kv::None) {
-                KvMode::None
-            } else {
-                KvMode::Nixl
+            kv: match self.kv {
+                _ if both => KvMode::None,
+                Kv::None => KvMode::None,
+                Kv::Nixl => KvMode::Nixl,
+                Kv::Lmcache => KvMode::Lmcache,
             },
             ec: match self.ec {
                 // Without encoders there is nothing to be found again.
@@ -148,6 +160,7 @@ impl Cli {
                 Ec::V2 => EcMode::V2,
             },
             local_media: self.local_media,
+            lmcache: self.lmcache(index.saturating_sub(self.prefill) as u16),
             kv_elsewhere: self.kv_elsewhere,
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),
@@ -161,6 +174,19 @@ impl Cli {
                 _ => FaultPlan::default(),
             },
             ..EngineOptions::new(role)
+        }
+    }
+
+    /// Ports of the decode engine of this number.
+    fn lmcache(&self, decode: u16) -> LmcacheOptions {
+        let ranks = self.ranks.clamp(1, 10) as u16;
+        let first = self.init_port.saturating_add(decode * ranks);
+        let from = |port: u16| (port..port.saturating_add(ranks)).collect();
+        LmcacheOptions {
+            ranks: ranks.into(),
+            init_ports: from(first),
+            alloc_ports: from(first.saturating_add(10)),
+            ..LmcacheOptions::default()
         }
     }
 
@@ -257,6 +283,9 @@ fn engines(cli: &Cli) -> ExitCode {
     for (role, address) in roles.iter().zip(sim.addresses()) {
         println!("{} {address}", role.name());
     }
+    if let Some(address) = cli.notices {
+        sim.notices_to(address);
+    }
     wait(cli.for_s);
     summary(&sim, &roles);
     ExitCode::SUCCESS
@@ -288,6 +317,12 @@ fn summary(sim: &Sim, roles: &[Role]) {
         l.encoded,
         l.embedded
     );
+    if l.pushes + l.loaded + l.recomputed > 0 {
+        println!(
+            "lmcache: pushed {} loaded {} recomputed {}",
+            l.pushes, l.loaded, l.recomputed
+        );
+    }
     for text in l.violations.iter().take(20) {
         println!("violation: {text}");
     }

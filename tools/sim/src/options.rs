@@ -72,6 +72,8 @@ impl Role {
 pub enum KvMode {
     /// Pull by NIXL: P answers with `kv_transfer_params` if asked with the template.
     Nixl,
+    /// Push by LMCache: P is told D's ports, and sends notices.
+    Lmcache,
     None,
 }
 
@@ -110,6 +112,8 @@ pub struct EngineOptions {
     pub images_max: usize,
     /// `file://` media are read.
     pub local_media: bool,
+    /// With `KvMode::Lmcache`.
+    pub lmcache: LmcacheOptions,
     /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
     /// of the right form are taken at their word.
     pub kv_elsewhere: bool,
@@ -127,8 +131,13 @@ pub struct EngineOptions {
     pub fetch_delay: Duration,
     /// The same on first contact. A client that leaves before it is over strands P's KV.
     pub first_contact_delay: Duration,
+    /// Where it says that its KV is (`VLLM_NIXL_SIDE_CHANNEL_HOST`). Nobody is reached by a name that is
+    /// not this machine's.
+    pub side_host: String,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// A chat's answer begins without white space, as those of trained models do.
+    pub trimmed: bool,
     /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
     /// to one prompt differ.
     pub sampling: bool,
@@ -153,6 +162,7 @@ impl EngineOptions {
             ec_addresses: Vec::new(),
             images_max: 0,
             local_media: false,
+            lmcache: LmcacheOptions::default(),
             kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),
@@ -162,7 +172,9 @@ impl EngineOptions {
             keep_alive: Some(Duration::from_secs(5)),
             fetch_delay: Duration::ZERO,
             first_contact_delay: Duration::ZERO,
+            side_host: "127.0.0.1".into(),
             bidirectional: false,
+            trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
         }
@@ -177,6 +189,59 @@ impl EngineOptions {
             && self.fetch_delay.is_zero()
             && self.first_contact_delay.is_zero()
     }
+}
+
+/// LMCache in an engine.
+#[derive(Clone, Debug)]
+pub struct LmcacheOptions {
+    /// P: a request without a `disagg_spec` ends the engine, as the adapter's assertion does.
+    pub producer: bool,
+    /// P: workers, each with its own socket for notices and its own port at D.
+    pub ranks: u32,
+    /// D: where its workers listen, one of each per rank.
+    pub init_ports: Vec<u16>,
+    pub alloc_ports: Vec<u16>,
+    /// P: from its answer's making to the notices. Zero: they go out before the answer.
+    pub delay: Duration,
+    /// P: prompts of fewer tokens are not stored.
+    pub block: u32,
+    /// There is a path for chats.
+    pub chat: bool,
+}
+
+impl Default for LmcacheOptions {
+    fn default() -> Self {
+        LmcacheOptions {
+            producer: true,
+            ranks: 1,
+            init_ports: Vec::new(),
+            alloc_ports: Vec::new(),
+            delay: crate::transfer::DELAY,
+            block: 16,
+            chat: true,
+        }
+    }
+}
+
+/// What becomes of a P's transfers and notices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Notices {
+    #[default]
+    Sent,
+    /// Neither the KV nor a word of it.
+    Lost,
+    /// The KV comes, the notice does not.
+    Silent,
+    Late(Duration),
+    Twice,
+    /// Among those of other proxies and other times.
+    Foreign,
+    /// The transfer fails, and says so.
+    Failed,
+    /// MLA: the first rank has it all, and it alone sends.
+    FirstRank,
+    /// Behind messages that nobody can read, under the old name.
+    Garbage,
 }
 
 /// Rules a real engine does not enforce but that a proxy should keep: broken ones become

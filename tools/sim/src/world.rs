@@ -12,6 +12,7 @@ use crate::ledger::{Ledger, lock};
 use crate::options::EngineOptions;
 use crate::text::{hash, mix, push_hex};
 use crate::transcript::Transcript;
+use crate::transfer::Transfers;
 
 pub(crate) struct World {
     pub seed: u64,
@@ -20,6 +21,7 @@ pub(crate) struct World {
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
     pub encodings: Encodings,
+    pub transfers: Transfers,
 }
 
 pub(crate) struct Shared {

@@ -7,6 +7,7 @@ pub(crate) mod ec;
 pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod kv;
+pub(crate) mod lmcache;
 pub(crate) mod prompt;
 pub(crate) mod route;
 pub(crate) mod rules;

@@ -18,6 +18,8 @@ pub(crate) struct Prompt {
     pub tokens: u32,
     /// From a marker `[[eos@K]]`: the K-th token ends the answer.
     pub eos_at: Option<u32>,
+    /// Tokens of the answer that are in the prompt already.
+    pub lead: u32,
 }
 
 /// The hash of a text prompt of `/v1/completions`, for tests to tell what text must come.
@@ -54,10 +56,11 @@ fn of_text(text: &[u8]) -> Prompt {
         hash: hash(COMPLETION, text),
         tokens: count(text),
         eos_at: eos_in(text),
+        lead: 0,
     }
 }
 
-fn of_ids(ids: &[u32]) -> Prompt {
+pub(super) fn of_ids(ids: &[u32]) -> Prompt {
     let length = ids.len() as u32;
     match detokenize(ids) {
         Some(text) => Prompt {
@@ -72,6 +75,7 @@ fn of_ids(ids: &[u32]) -> Prompt {
                 hash,
                 tokens: length,
                 eos_at: None,
+                lead: 0,
             }
         }
     }
@@ -220,6 +224,7 @@ pub(crate) fn of_messages(
         hash: chat.hash,
         tokens: chat.tokens,
         eos_at: chat.eos_at,
+        lead: 0,
     })
 }
 
