@@ -230,3 +230,60 @@ fn mistakes_are_told_with_what_to_do() {
         );
     }
 }
+
+/// What `pdrelay migrate` prints means the same.
+#[test]
+fn migrated_command_lines_are_the_same_configuration() {
+    use pdrelay::config::legacy::{self, Call};
+    use pdrelay::config::{self, Known, write};
+    let (handshakes, policies) = (pdrelay::handshake::names(), pdrelay::policy::names());
+    let known = Known {
+        handshakes: &handshakes,
+        policies: &policies,
+    };
+    for line in [
+        &[][..],
+        &[
+            "--kv-connector=mooncake",
+            "--mooncake-bootstrap-port=1",
+            "--prefill-max-retries=3",
+        ],
+        &[
+            "--generation=g2",
+            "--ec-connector=ec-example",
+            "--data-parallel-size=2",
+        ],
+        &[
+            "--enable-ssrf-protection",
+            "--inference-pool=ns/pool",
+            "--secure-proxy",
+            "--cert-path=/c",
+        ],
+        &[
+            "--enable-tls=prefiller,decoder",
+            "--tls-insecure-skip-verify=decoder",
+            "-v=4",
+        ],
+        &[
+            "--decode-chunk-size=64",
+            "--metrics-port=9999",
+            "--secure-proxy=false",
+            "-tracing",
+        ],
+    ] {
+        let expected = started("sidecar", line, &[]).unwrap();
+        let args: Vec<String> = line.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut heard = super::Heard::default();
+        let migrated = (legacy::by_name("sidecar").unwrap().migrate)(&mut Call {
+            args: &args,
+            known: &known,
+            env: &|_| None,
+            terminal: &mut heard,
+        });
+        let migrated = migrated.unwrap_or_else(|code| panic!("{code}: {}", heard.err));
+        let yaml = write::yaml(&migrated.loaded.config, &migrated.notes);
+        let read = config::from_str(&yaml, "x", &known);
+        let read = read.unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
+        assert_eq!(read, expected, "{yaml}");
+    }
+}
