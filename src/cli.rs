@@ -59,10 +59,16 @@ pub enum Command {
     /// Run as xPyD-proxy's start script, with its flags and environment
     #[command(disable_help_flag = true, disable_version_flag = true)]
     XpydStart(Raw),
+    /// Run as llm-d's pd-sidecar, with its flags, environment and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Sidecar(Raw),
+    /// Run as llm-d-routing-sidecar, its first generation
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    RoutingSidecar(Raw),
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// epd, lmcache, multiturn, xpyd or xpyd-start
+        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(

@@ -37,6 +37,7 @@ mod http;
 mod lmcache;
 mod matrix;
 mod multiturn;
+mod sidecar;
 mod structure;
 mod wire;
 mod xpyd;

@@ -192,6 +192,9 @@ pub fn apply_found(
             }
         }
         super::prepare(&shared.config.get(), &next);
+        if let Err(why) = shared.hosts.prepare(&shared.config.get(), &next) {
+            crate::log::error(|| format!("engines behind TLS cannot be reached: {why}"));
+        }
         shared.cluster.publish(next);
     }
     Ok(())
