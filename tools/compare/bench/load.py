@@ -121,7 +121,7 @@ def figures(report, cell):
     for name in ("ttft", "itl", "e2e"):
         summary = report["latency"][name]
         if summary["count"]:
-            row[name] = {part: summary[f"{part}_us"] for part in ("p50", "p99", "p999")}
+            row[name] = {part.replace(".", ""): summary[f"{part}_us"] for part in ("p50", "p99", "p99.9")}
     return row
 
 

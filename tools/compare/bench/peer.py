@@ -5,6 +5,7 @@ nothing else tuned. nginx and HAProxy know nothing of prefill: they do one hop t
 
 import http.client
 import json
+import socket
 import time
 
 from originals import MODEL as XPYD_MODEL
@@ -52,9 +53,20 @@ class Peer:
 
     def __init__(self, lab, engines, port):
         self.lab, self.engines, self.port, self.processes = lab, engines, port, []
+        self.ports_are_free()
         self.start()
         self.wait()
         self.rest_kib = None
+
+    def ports_are_free(self):
+        """Whoever listens there would be measured in this one's place."""
+        for port in (self.port, self.port + 1):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise SystemExit(f"port {port} is not free for {self.name}: {error} (--base moves all ports)")
 
     def run(self, command, cpus=None, **more):
         place = cpus or self.lab.proxy_cpus
@@ -114,6 +126,9 @@ class Direct(Peer):
     """No proxy: what the engine and the load are by themselves."""
 
     name, hops = "direct", 0
+
+    def ports_are_free(self):
+        pass
 
     def start(self):
         self.port = self.engines.decode

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import tempfile
 
+from . import usage
+
 
 class Process:
     def __init__(self, lab, name, command, cpus, environment=None, cwd=None):
@@ -43,7 +45,12 @@ class Process:
         return pathlib.Path(f"{self.log}.err").read_text(errors="replace")
 
     def kill(self):
-        self.child.kill()
+        # Children first learn of it when they are killed themselves: nginx's workers outlive their master.
+        for pid in reversed(usage.tree(self.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.child.wait()
 
     def stop(self, seconds=3):
