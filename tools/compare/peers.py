@@ -97,6 +97,10 @@ class Run:
         direct, good = found[0], []
         for one in found:
             wrong = check.wrong(one, direct) if one is not direct else []
+            legs = check.legs(one)
+            self.result["peers"][one.name].update(legs)
+            if legs["asks_prefill"] != one.stages:
+                wrong.append(f"prefill {'was not' if one.stages else 'was'} asked")
             self.result["wrong"] += [f"{one.name}: {text}" for text in wrong]
             for text in wrong:
                 self.say(f"WRONG    {one.name}: {text}")

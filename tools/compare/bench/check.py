@@ -34,6 +34,27 @@ def ask(port, path, body):
         link.close()
 
 
+def tokens(port, source=""):
+    """Prompt tokens that an engine has worked on, as its /metrics say; of one source, or of all."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    link.request("GET", "/metrics", headers={"connection": "close"})
+    text = link.getresponse().read().decode()
+    link.close()
+    name = "vllm:prompt_tokens_by_source_total" if source else "vllm:prompt_tokens_total"
+    lines = [line for line in text.splitlines() if line.startswith(name) and source in line]
+    if not lines:
+        raise SystemExit(f"the engine's /metrics has no {name} {source}")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def legs(peer):
+    """Did P work on a prompt, and did D take P's KV for it, when this proxy was asked once?"""
+    p, d = peer.engines.prefill, peer.engines.decode
+    before = tokens(p), tokens(d, "external_kv_transfer")
+    ask(peer.port, *cases()["whole"])
+    return {"asks_prefill": tokens(p) > before[0], "hands_kv_over": tokens(d, "external_kv_transfer") > before[1]}
+
+
 def text_of(body, stream):
     """All choices' text; a stream has to end as streams do."""
 

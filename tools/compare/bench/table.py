@@ -169,8 +169,6 @@ class Promise:
         self.text, self.measured, self.limit = text, measured, limit
 
     def line(self):
-        if self.measured is None:
-            return line([self.text, f"{self.limit:.3g}", "not measured", "-"])
         kept = "yes" if self.measured <= self.limit else "**no**"
         return line([self.text, f"{self.limit:.3g}", f"{self.measured:.3g}", kept])
 
@@ -225,6 +223,13 @@ def added(rows, cell, others, what, part):
     return max(ours, 0.0) / best
 
 
+def flags(name, peer):
+    does = "one hop to D" if peer["hops"] == 1 else "two hops in a row, to D"
+    if peer.get("asks_prefill"):
+        does = "asks P, then D with P's KV" if peer["hands_kv_over"] else "asks P and D, hands no KV over"
+    return f"* {name} {peer['version']} ({does}): `{peer['flags']}`"
+
+
 def page(result):
     machine, rows = result["machine"], Rows(result["rows"])
     average = " ".join(f"{value:.2f}" for value in machine["load_average"])
@@ -239,12 +244,12 @@ def page(result):
     ]
     for title, part in (
         ("What is promised", [line(["promise", "at most", "measured", "kept"]), line(["---", "--:", "--:", "---"])]
-         + [promise.line() for promise in promises(result)]),
+         + [promise.line() for promise in promises(result) if promise.measured is not None]),
         ("Memory", memory(result) if result["idle"] else []),
         ("Peak memory of large bodies", peaks(rows)),
         ("`vllm bench serve`", bench(result) if result["bench"] else []),
         ("All rows", full(rows, result["peers"])),
-        ("Versions and flags", [f"* {name} {peer['version']}: `{peer['flags']}`" for name, peer in result["peers"].items() if peer["flags"]]),
+        ("Versions and flags", [flags(name, peer) for name, peer in result["peers"].items() if peer["flags"]]),
     ):
         if part:
             out += ["", f"### {title}", "", *part]
