@@ -163,7 +163,12 @@ impl Thread {
             .collect();
         // Servers of earlier loads are gone, but their threads may take a moment.
         let last = found.iter().max_by_key(|path| {
-            path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()
+            path.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .parse::<u32>()
+                .unwrap()
         });
         let path = last.unwrap_or_else(|| panic!("no thread {name}"));
         Thread(path.join("schedstat").to_str().unwrap().into())
@@ -238,7 +243,10 @@ fn ask(address: SocketAddr, request: &[u8], stream: bool) {
             assert!(read > 0, "cut: {}", String::from_utf8_lossy(&answer));
             answer.extend_from_slice(&buffer[..read]);
             if stream {
-                let new = buffer[..read].windows(6).filter(|w| *w == b"data: ").count();
+                let new = buffer[..read]
+                    .windows(6)
+                    .filter(|w| *w == b"data: ")
+                    .count();
                 CHUNKS.fetch_add(new as u64, Ordering::Relaxed);
             }
             let over = match stream {
@@ -249,7 +257,11 @@ fn ask(address: SocketAddr, request: &[u8], stream: bool) {
                 break;
             }
         }
-        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.starts_with(b"HTTP/1.1 200 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
         DONE.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -260,7 +272,9 @@ fn whole(answer: &[u8]) -> bool {
     let Some(head) = text.find("\r\n\r\n") else {
         return false;
     };
-    let length = text[..head].lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = text[..head]
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
     let length: usize = length.expect("a length").trim().parse().expect("a number");
     answer.len() >= head + 4 + length
 }

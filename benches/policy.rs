@@ -44,7 +44,10 @@ impl Facts for Known {
 const SIZES: [usize; 4] = [2, 16, 256, 1024];
 
 fn main() {
-    println!("{:<28} {:>10} {:>10} {:>10} {:>10}", "candidates", 2, 16, 256, 1024);
+    println!(
+        "{:<28} {:>10} {:>10} {:>10} {:>10}",
+        "candidates", 2, 16, 256, 1024
+    );
     for spec in POLICIES {
         let policy = policy::build(spec.name).unwrap();
         let ns = SIZES.map(|count| {
@@ -106,14 +109,22 @@ fn threads() {
     let mut counts: Vec<usize> = (0..).map(|n| 1 << n).take_while(|n| *n < most).collect();
     counts.push(most);
     let columns: Vec<String> = counts.iter().map(|n| format!("{n:>10}")).collect();
-    println!("\n{:<28} {}", "view, pick, charge: threads", columns.join(" "));
+    println!(
+        "\n{:<28} {}",
+        "view, pick, charge: threads",
+        columns.join(" ")
+    );
     for size in SIZES {
         let instances = instances(size);
         let ns: Vec<String> = counts
             .iter()
             .map(|count| format!("{:>10.0}", at_once(&instances, *count)))
             .collect();
-        println!("{:<28} {}", format!("least_load, {size} instances"), ns.join(" "));
+        println!(
+            "{:<28} {}",
+            format!("least_load, {size} instances"),
+            ns.join(" ")
+        );
     }
 }
 
@@ -161,12 +172,17 @@ fn one_shard(instances: &[Arc<Instance>], seed: u64, gate: &std::sync::Barrier) 
         rotation = rotation.wrapping_add(1);
         let now = began.elapsed().as_micros() as u64;
         candidates.clear();
-        candidates.extend(instances.iter().enumerate().map(|(position, instance)| Candidate {
-            position,
-            load: view.read(instance, now),
-            weight: 1.0,
-            max_model_len: 131_072,
-        }));
+        candidates.extend(
+            instances
+                .iter()
+                .enumerate()
+                .map(|(position, instance)| Candidate {
+                    position,
+                    load: view.read(instance, now),
+                    weight: 1.0,
+                    max_model_len: 131_072,
+                }),
+        );
         let ask = Ask {
             role: Role::Decode,
             prompt_tokens: 100,

@@ -26,7 +26,10 @@ fn main() {
         ("100 KB chat", 100 << 10),
         ("4 MB chat", 4 << 20),
     ];
-    println!("{:<34} {:>12} {:>8} {:>16}", "", "ours ns/op", "allocs", "serde_json tree");
+    println!(
+        "{:<34} {:>12} {:>8} {:>16}",
+        "", "ours ns/op", "allocs", "serde_json tree"
+    );
     for (name, size) in sizes {
         bodies(name, &chat(size));
     }

@@ -449,11 +449,7 @@ fn report(machine: &Machine, shards: &[Shard], findings: &[Finding]) -> String {
     let mut line = |name: &str, text: String| _ = writeln!(out, "{name:<8} {text}");
     line(
         "pdrelay",
-        format!(
-            "{}, kernel {}",
-            env!("CARGO_PKG_VERSION"),
-            machine.kernel
-        ),
+        format!("{}, kernel {}", env!("CARGO_PKG_VERSION"), machine.kernel),
     );
     for node in &machine.nodes {
         line(

@@ -24,9 +24,9 @@
 //! | 10 it explains itself | `failures/metrics_never_disagree_with_what_was_done` |
 //! | 10 | `cli/access_lines_are_never_forged` |
 
-mod support;
 #[path = "../benches/counting.rs"]
 mod counting;
+mod support;
 
 mod chaos;
 mod cli;

@@ -28,7 +28,7 @@ pub fn draw(ages_us: &[u64], panels: &[Panel]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n\
-         <text x=\"{LEFT}\" y=\"22\" font-size=\"15\">p99 wait, over that of a scheduler that knows everything, \
+         <text x=\"{LEFT}\" y=\"22\" font-size=\"15\">p99 of wait and work, over that of a scheduler that knows everything, \
          by the age of the shards' view</text>\n"
     );
     for (index, panel) in panels.iter().enumerate() {
@@ -40,12 +40,21 @@ pub fn draw(ages_us: &[u64], panels: &[Panel]) -> String {
 }
 
 fn one(out: &mut String, ages_us: &[u64], panel: &Panel, left: f64, top: f64) {
-    let most = panel.lines.iter().flat_map(|line| &line.values).fold(1.0f64, |a, b| a.max(*b));
+    let most = panel
+        .lines
+        .iter()
+        .flat_map(|line| &line.values)
+        .fold(1.0f64, |a, b| a.max(*b));
     // From a ratio of 0.9, so that 1 is not on the frame; logarithmic, since doubling is what is asked about.
     let (low, high) = (0.9f64.ln(), (most * 1.1).ln());
     let x = |at: usize| left + WIDTH * at as f64 / (ages_us.len() - 1) as f64;
     let y = |value: f64| top + HEIGHT - HEIGHT * (value.max(0.9).ln() - low) / (high - low);
-    let _ = writeln!(out, "<text x=\"{left}\" y=\"{}\">{}</text>", top - 8.0, panel.name);
+    let _ = writeln!(
+        out,
+        "<text x=\"{left}\" y=\"{}\">{}</text>",
+        top - 8.0,
+        panel.name
+    );
     for grid in [1.0, 1.03, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0] {
         // Lines that would lie on each other say nothing.
         let crowded = grid == 1.03 && (y(1.0) - y(1.03)) < 9.0;
@@ -81,8 +90,12 @@ fn one(out: &mut String, ages_us: &[u64], panel: &Panel, left: f64, top: f64) {
         top + HEIGHT + 32.0
     );
     for (index, line) in panel.lines.iter().enumerate() {
-        let points: Vec<String> =
-            line.values.iter().enumerate().map(|(at, v)| format!("{:.1},{:.1}", x(at), y(*v))).collect();
+        let points: Vec<String> = line
+            .values
+            .iter()
+            .enumerate()
+            .map(|(at, v)| format!("{:.1},{:.1}", x(at), y(*v)))
+            .collect();
         let colour = COLOURS[index % COLOURS.len()];
         let _ = writeln!(
             out,

@@ -47,8 +47,9 @@ pub enum Knows {
 
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub wait_p50_ms: f64,
     pub wait_p99_ms: f64,
+    /// From arrival to the end of the work: what a client sees of it.
+    pub total_p99_ms: f64,
     pub imbalance: f64,
 }
 
@@ -108,6 +109,7 @@ pub fn play(scene: &Scene, knows: Knows) -> Outcome {
     let picks = Picks::new(scene, &instances, &*policy);
     let mut ends = Ends::new();
     let mut waits = Vec::with_capacity(work.len());
+    let mut totals = Vec::with_capacity(work.len());
     let (mut imbalance, mut samples) = (0.0, 0u64);
     // The first fifth fills the instances.
     let settled = work.len() / 5;
@@ -118,7 +120,11 @@ pub fn play(scene: &Scene, knows: Knows) -> Outcome {
             }
             ends.pop();
             held[done] = None;
-            finish(&mut engines[engine], engine, done, at, &work, &mut ends, &mut waits, settled);
+            let next = finish(&mut engines[engine], engine, done, at, &work, &mut ends);
+            if let Some((id, wait)) = next.filter(|next| next.0 >= settled) {
+                waits.push(wait);
+                totals.push(wait + work[id].takes);
+            }
         }
         let chosen = match knows {
             Knows::All => idlest(&engines, scene.role, id, one.at),
@@ -134,6 +140,7 @@ pub fn play(scene: &Scene, knows: Knows) -> Outcome {
             ends.push(Reverse((((one.at + one.takes) * 1e9) as u64, id, chosen)));
             if id >= settled {
                 waits.push(0.0);
+                totals.push(one.takes);
             }
         } else {
             engine.waiting.push_back((id, one.at));
@@ -150,16 +157,18 @@ pub fn play(scene: &Scene, knows: Knows) -> Outcome {
             }
         }
     }
+    let at =
+        |values: &[f64], share: f64| values[((values.len() - 1) as f64 * share) as usize] * 1e3;
     waits.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize] * 1e3;
+    totals.sort_unstable_by(f64::total_cmp);
     Outcome {
-        wait_p50_ms: at(0.5),
-        wait_p99_ms: at(0.99),
+        wait_p99_ms: at(&waits, 0.99),
+        total_p99_ms: at(&totals, 0.99),
         imbalance: imbalance / samples.max(1) as f64,
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// One is done; whoever waited longest begins: it, and how long it waited.
 fn finish(
     engine: &mut Engine,
     index: usize,
@@ -167,20 +176,15 @@ fn finish(
     at: u64,
     work: &[Work],
     ends: &mut Ends,
-    waits: &mut Vec<f64>,
-    settled: usize,
-) {
+) -> Option<(usize, f64)> {
     engine.backlog -= work[done].takes;
     engine.requests -= 1;
-    match engine.waiting.pop_front() {
-        None => engine.running -= 1,
-        Some((next, since)) => {
-            ends.push(Reverse((at + (work[next].takes * 1e9) as u64, next, index)));
-            if next >= settled {
-                waits.push(at as f64 / 1e9 - since);
-            }
-        }
-    }
+    let Some((next, since)) = engine.waiting.pop_front() else {
+        engine.running -= 1;
+        return None;
+    };
+    ends.push(Reverse((at + (work[next].takes * 1e9) as u64, next, index)));
+    Some((next, at as f64 / 1e9 - since))
 }
 
 /// With true lengths of everything that waits and runs. Equals take turns.
@@ -190,7 +194,9 @@ fn idlest(engines: &[Engine], role: Role, turn: usize, now: f64) -> usize {
         _ => (engines[at].requests as f64, engines[at].backlog),
     };
     let places = (0..engines.len()).map(|step| (turn + step) % engines.len());
-    places.min_by(|a, b| key(*a).partial_cmp(&key(*b)).unwrap()).unwrap()
+    places
+        .min_by(|a, b| key(*a).partial_cmp(&key(*b)).unwrap())
+        .unwrap()
 }
 
 /// The proxy's way of picking, without the proxy.
@@ -223,12 +229,17 @@ impl<'a> Picks<'a> {
         candidates.clear();
         // The view takes 0 for "never read".
         let now_us = (one.at * 1e6) as u64 + 1;
-        candidates.extend(self.instances.iter().enumerate().map(|(position, instance)| Candidate {
-            position,
-            load: view.read(instance, now_us),
-            weight: 1.0,
-            max_model_len: 131_072,
-        }));
+        candidates.extend(
+            self.instances
+                .iter()
+                .enumerate()
+                .map(|(position, instance)| Candidate {
+                    position,
+                    load: view.read(instance, now_us),
+                    weight: 1.0,
+                    max_model_len: 131_072,
+                }),
+        );
         let rotation = &self.rotations[one.shard];
         rotation.set(rotation.get().wrapping_add(1));
         let ask = Ask {
@@ -322,7 +333,11 @@ fn draw(scene: &Scene) -> Vec<Work> {
     for one in &mut work {
         if left == 0 {
             now -= (1.0 - rng.unit()).ln() * per_arrival / rate;
-            left = if rng.unit() < 1.0 / BURST.0 { BURST.1 } else { 1 };
+            left = if rng.unit() < 1.0 / BURST.0 {
+                BURST.1
+            } else {
+                1
+            };
         }
         left -= 1;
         one.at = now;

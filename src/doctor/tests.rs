@@ -9,7 +9,8 @@ struct Fake(PathBuf);
 
 impl Fake {
     fn new(name: &str, files: &[(&str, &str)]) -> Fake {
-        let root = std::env::temp_dir().join(format!("pdrelay-doctor-{name}-{}", std::process::id()));
+        let root =
+            std::env::temp_dir().join(format!("pdrelay-doctor-{name}-{}", std::process::id()));
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -66,7 +67,10 @@ fn shard(cpu: usize, machine: &Machine) -> Shard {
 }
 
 fn fixes(findings: &[Finding]) -> Vec<&str> {
-    findings.iter().filter_map(|one| one.fix.as_deref()).collect()
+    findings
+        .iter()
+        .filter_map(|one| one.fix.as_deref())
+        .collect()
 }
 
 #[test]
@@ -112,7 +116,11 @@ fn a_lower_rung_is_seen_once_for_all_shards() {
     };
     let found = ring_findings(&[low(0), low(1)]);
     assert_eq!(found.len(), 1);
-    assert!(found[0].about.contains("epoll: io_uring: Operation not permitted"));
+    assert!(
+        found[0]
+            .about
+            .contains("epoll: io_uring: Operation not permitted")
+    );
     assert_eq!(fixes(&ring_findings(&[shard(0, &machine)])), [""; 0]);
 }
 

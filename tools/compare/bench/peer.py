@@ -92,9 +92,9 @@ class Peer:
         return "?"
 
     def wait(self, seconds=90):
-        """Until it relays an answer."""
+        """Until it relays the beginning of a stream."""
         end, last = time.monotonic() + seconds, "nothing"
-        body = json.dumps({"model": MODEL, "prompt": "ready?", "max_tokens": 1})
+        body = json.dumps({"model": MODEL, "prompt": "ready?", "max_tokens": 2, "stream": True})
         while time.monotonic() < end:
             for process in self.processes:
                 if not process.alive():
@@ -103,7 +103,7 @@ class Peer:
             try:
                 link.request("POST", "/v1/completions", body, {"content-type": "application/json", "connection": "close"})
                 answer = link.getresponse()
-                last = f"{answer.status} {answer.read()[:200]}"
+                last = f"{answer.status} {answer.readline()[:200]}"
                 if answer.status == 200:
                     return
             except OSError as error:
@@ -274,12 +274,16 @@ class XpydProxy(Peer):
 
     def start(self):
         path = self.lab.folder / f"xpyd-{self.port}.yaml"
-        lines = [f"model: {XPYD_MODEL}", f"prefill: ['127.0.0.1:{self.engines.prefill}']"]
+        lines = [f"model: {MODEL}", f"prefill: ['127.0.0.1:{self.engines.prefill}']"]
         lines += [f"decode: ['127.0.0.1:{self.engines.decode}']", "disaggregated_mode: nixl", f"port: {self.port}"]
         lines += ["startup: {probe_interval_seconds: 1}", "log_level: error"]
         path.write_text("\n".join(lines) + "\n")
+        # It looks for the model's tokenizer where it is started.
+        place = self.lab.folder / MODEL
+        if not place.exists():
+            place.symlink_to(tokenizers() / XPYD_MODEL)
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        self.run([install.xpyd(), "--config", path], environment=offline, cwd=tokenizers())
+        self.run([install.xpyd(), "--config", path], environment=offline, cwd=self.lab.folder)
 
     def version(self):
         return "1.8.0"
