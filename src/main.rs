@@ -8,7 +8,7 @@ use pdrelay::cli::{self, Cli, Command};
 use pdrelay::config::legacy::{self, Again, Call, Migrated, Outcome, Program};
 use pdrelay::config::load::{Env, Known, Loaded, std_env};
 use pdrelay::config::{LogLevel, Problems, check, write};
-use pdrelay::{demo, handshake, log, policy, signal, terminal};
+use pdrelay::{demo, doctor, handshake, log, policy, signal, terminal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::Demo(args) => demo::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Sim { args } => demo::sim(args),
         Command::Completions { shell } => {
             cli::write_completions(shell, &mut std::io::stdout());
