@@ -131,7 +131,7 @@ impl Instance {
             removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
-            targets: Published::new(names::literal(&one.address)),
+            targets: Published::new(literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
             met: Mutex::default(),
             name,
@@ -378,5 +378,17 @@ impl Cluster {
         self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
+    }
+}
+
+/// Where an address is that needs no looking up (see `names`); else nothing.
+pub fn literal(address: &Address) -> Vec<Target> {
+    match address {
+        Address::Unix(path) => vec![Target::Unix(path.clone())],
+        Address::Tcp { host, port } => {
+            let ip: Result<std::net::IpAddr, _> = host.parse();
+            ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
+                .unwrap_or_default()
+        }
     }
 }
