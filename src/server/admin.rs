@@ -3,7 +3,7 @@
 //! | request | body | answers |
 //! |---|---|---|
 //! | `GET /admin/instances` | | 200, the list as in `/status` |
-//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409 if it is there, under whatever name |
+//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409: there, by any name |
 //! | `POST /admin/instances/drain` | the same | 200: no new requests; 404 if unknown |
 //! | `POST /admin/instances/resume` | the same | 200: takes requests again |
 //! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
@@ -192,6 +192,9 @@ pub fn apply_found(
             }
         }
         super::prepare(&shared.config.get(), &next);
+        if let Err(why) = shared.hosts.prepare(&shared.config.get(), &next) {
+            crate::log::error(|| format!("engines behind TLS cannot be reached: {why}"));
+        }
         shared.cluster.publish(next);
     }
     Ok(())

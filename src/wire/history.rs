@@ -7,7 +7,7 @@
 //!
 //! | request | goes on if |
 //! |---|---|
-//! | chat | its first messages are those of the last turn, and the next one is the assistant's, with the text that was answered |
+//! | chat | it begins with the messages of the last turn, then the assistant's with the text answered |
 //! | completion, text | its prompt begins with the last prompt and the text that was answered |
 //! | completion, token ids | the same, with the ids that were answered |
 

@@ -6,6 +6,7 @@ mod links_never_lead_nowhere;
 mod lmcache_rows_never_lie;
 mod metrics_never_lack_a_line;
 mod rows_never_lie;
+mod sidecar_rows_never_lie;
 mod turns_never_lie;
 
 use std::path::{Path, PathBuf};

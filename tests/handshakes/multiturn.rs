@@ -6,7 +6,7 @@ use super::{TEMPLATE, body, names};
 use crate::multiturn::{CHAT, COMPLETIONS, Talk, clean, conversations, engines, right, talk_rig};
 use crate::support::{completion, post_bytes, rig_with};
 
-const FIRST: &str = r#"{ "conversation_id" : "c-1", "model":"dummy","messages":[{"role":"user","content":"Grüße"}],
+const FIRST: &str = r#"{ "conversation_id" : "c-1", "model":"dummy","messages":[{"content":"Grüße","role":"user"}],
  "stream":true,"stream_options":{"include_usage":true},"min_tokens":2,"max_tokens":4 }"#;
 
 #[test]

@@ -113,7 +113,10 @@ fn params_are_shown_to_those_who_ask_for_it() {
 fn errors_keep_their_status_and_body() {
     let rig = rig_with("multiturn", engines(1, 1), |_| {});
     for (more, param) in [
-        (r#","temperature":-1,"conversation_id":"c""#, Value::Null),
+        (
+            r#","temperature":-1,"conversation_id":"c""#,
+            json!("temperature"),
+        ),
         (r#","model":"other","conversation_id":"c""#, json!("model")),
     ] {
         let response = rig.post(COMPLETIONS, &completion("x", more));

@@ -75,13 +75,6 @@ impl Fake {
         format!("redis://{}/0", self.address)
     }
 
-    /// The first words of all commands so far.
-    pub fn said(&self) -> Vec<String> {
-        let kept = self.kept.lock().unwrap();
-        let first = |c: &Vec<Vec<u8>>| String::from_utf8_lossy(&c[0]).into_owned();
-        kept.commands.iter().map(first).collect()
-    }
-
     pub fn no_faults(&self) {
         assert_eq!(self.kept.lock().unwrap().faults, Vec::<String>::new());
     }

@@ -16,6 +16,8 @@ const OVERHEAD: usize = 256;
 const STRIPES_MAX: usize = 64;
 /// Fewer entries than this per stripe, and the bounds would be far from exact.
 const STRIPE_ENTRIES_MIN: usize = 64;
+/// Fewer bytes, and the params of a long context would not fit into any.
+const STRIPE_BYTES_MIN: usize = 1 << 20;
 
 pub struct Memory {
     stripes: Box<[Mutex<Stripe>]>,
@@ -92,7 +94,9 @@ fn size(entry: &Entry) -> usize {
 
 impl Memory {
     pub fn new(entries_max: usize, bytes_max: usize, ttl: Duration) -> Memory {
-        let stripes = (entries_max / STRIPE_ENTRIES_MIN).clamp(1, STRIPES_MAX);
+        let stripes = (entries_max / STRIPE_ENTRIES_MIN)
+            .min(bytes_max / STRIPE_BYTES_MIN)
+            .clamp(1, STRIPES_MAX);
         Memory {
             stripes: (0..stripes).map(|_| Mutex::default()).collect(),
             entries_max: entries_max / stripes,

@@ -55,7 +55,7 @@ pub static PROXY: Parser = Parser {
             &["--redis"],
             Takes::One,
             "URL",
-            "keep conversations in this Redis, for several proxies: redis://host:port/db or unix:/path",
+            "for several proxies: keep conversations in redis://host:port/db or unix:/path",
         ),
         flag(
             &["--log-level"],
@@ -67,24 +67,17 @@ pub static PROXY: Parser = Parser {
     positionals: &[],
 };
 
-const NOTES: [(&str, &str); 3] = [
-    (
-        "",
-        "Made by `pdrelay migrate multiturn`. Check it with `pdrelay check -c FILE`, start it with `pdrelay \
-         serve -c FILE`.",
-    ),
-    (
-        "",
-        "Other than with disagg_proxy_multiturn.py: an edited history does not reuse KV; another client's \
-         conversation_id is another conversation; decode is asked as the client asks, so usage, tools, \
-         logprobs and all choices arrive; kv_transfer_params are not shown to clients (multiturn: \
-         {expose_kv_params: true} does); errors keep their status.",
-    ),
-    (
-        "scheduling",
-        "In turn, as there. pdrelay's own default is least_load.",
-    ),
-];
+const MADE: &str = "\
+    Made by `pdrelay migrate multiturn`. Check it with `pdrelay check -c FILE`, start it with \
+    `pdrelay serve -c FILE`.";
+const EVERYWHERE: &str = "\
+    Other than with disagg_proxy_multiturn.py: an edited history does not reuse KV; another \
+    client's conversation_id is another conversation; decode is asked as the client asks, so \
+    usage, tools, logprobs and all choices arrive; kv_transfer_params are not shown to clients \
+    (multiturn: {expose_kv_params: true} does); errors keep their status.";
+const TURN: &str = "In turn, as there. pdrelay's own default is least_load.";
+
+const NOTES: [(&str, &str); 3] = [("", MADE), ("", EVERYWHERE), ("scheduling", TURN)];
 
 /// Its defaults over ours.
 pub fn defaults() -> Config {

@@ -187,6 +187,14 @@ pub(crate) fn of_messages(
         let mut role = false;
         // Content may be left out, but only an assistant's may be null.
         let (mut assistant, mut null) = (false, false);
+        if let Some(out) = rendered.as_deref_mut() {
+            // A template has the role first, wherever it stands.
+            let named = members(message)
+                .filter(|(k, v)| *k == b"role" && is_string(v))
+                .last();
+            let name = named.map(|(_, v)| string(v)).unwrap_or_default();
+            out.extend_from_slice(&[b"<|", &*name, b"|>"].concat());
+        }
         for (key, value) in members(message) {
             match key {
                 b"role" if is_string(value) => {
@@ -195,9 +203,6 @@ pub(crate) fn of_messages(
                     assistant = &*name == b"assistant";
                     chat.hash = mix(hash(chat.hash, &name), 7);
                     chat.tokens += 4;
-                    if let Some(out) = rendered.as_deref_mut() {
-                        out.extend_from_slice(&[b"<|", &*name, b"|>"].concat());
-                    }
                 }
                 b"content" => {
                     null = value[0] == b'n';
