@@ -461,7 +461,10 @@ fn decode_is_told_the_hand_over_if_asked_for() {
 #[test]
 fn encoders_may_come_before_it() {
     let mut engines = super::epd::engines(1, 1, 1, pdsim::EcMode::V2);
-    for (engine, of_role) in engines[1..].iter_mut().zip(crate::support::lmcache::engines(1, 1, 1)) {
+    for (engine, of_role) in engines[1..]
+        .iter_mut()
+        .zip(crate::support::lmcache::engines(1, 1, 1))
+    {
         (engine.kv, engine.lmcache) = (of_role.kv, of_role.lmcache);
     }
     let rig = rig_with(engines, |config| {
