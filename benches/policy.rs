@@ -3,12 +3,15 @@
 //! `cargo bench --bench policy`. Compare the rows with each other, not with another machine's.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use pdrelay::cluster::load::{Counts, Load};
+use pdrelay::cluster::load::{Counts, Load, LoadView};
 use pdrelay::cluster::ring::{Points, place};
-use pdrelay::config::Role;
+use pdrelay::cluster::{Cluster, Instance};
+use pdrelay::config::{Address, Config, InstanceConfig, Role};
+use pdrelay::metrics::Metrics;
 use pdrelay::policy::{self, Ask, Candidate, Facts, POLICIES};
 use pdrelay::rng::Rng;
 use pdrelay::wire::json::Object;
@@ -38,15 +41,20 @@ impl Facts for Known {
     }
 }
 
+const SIZES: [usize; 4] = [2, 16, 256, 1024];
+
 fn main() {
-    println!("{:<28} {:>10} {:>10} {:>10}", "candidates", 4, 16, 256);
+    println!(
+        "{:<28} {:>10} {:>10} {:>10} {:>10}",
+        "candidates", 2, 16, 256, 1024
+    );
     for spec in POLICIES {
         let policy = policy::build(spec.name).unwrap();
-        let ns = [4, 16, 256].map(|count| {
+        let ns = SIZES.map(|count| {
             let known = Known {
                 loads: (0..count).map(|_| Load::default()).collect(),
                 points: (0..count)
-                    .map(|i| Points::of(&format!("10.0.0.{i}:8100"), 160))
+                    .map(|i| Points::of(&format!("10.0.{}.{}:8100", i / 256, i % 256), 160))
                     .collect(),
                 place: std::cell::Cell::default(),
             };
@@ -75,8 +83,8 @@ fn main() {
             })
         });
         println!(
-            "{:<28} {:>10.0} {:>10.0} {:>10.0}",
-            spec.name, ns[0], ns[1], ns[2]
+            "{:<28} {:>10.0} {:>10.0} {:>10.0} {:>10.0}",
+            spec.name, ns[0], ns[1], ns[2], ns[3]
         );
     }
     let session = per_op(|| _ = black_box(place(b"session-0123456789")));
@@ -91,6 +99,102 @@ fn main() {
         });
         println!("{:<28} {ns:>10.0}", format!("place of a {name} chat"));
     }
+    threads();
+}
+
+/// What a shard does for one leg (read its view, pick, charge, give back) while others do the same on the same
+/// counters: nanoseconds by threads and instances.
+fn threads() {
+    let most = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut counts: Vec<usize> = (0..).map(|n| 1 << n).take_while(|n| *n < most).collect();
+    counts.push(most);
+    let columns: Vec<String> = counts.iter().map(|n| format!("{n:>10}")).collect();
+    println!(
+        "\n{:<28} {}",
+        "view, pick, charge: threads",
+        columns.join(" ")
+    );
+    for size in SIZES {
+        let instances = instances(size);
+        let ns: Vec<String> = counts
+            .iter()
+            .map(|count| format!("{:>10.0}", at_once(&instances, *count)))
+            .collect();
+        println!(
+            "{:<28} {}",
+            format!("least_load, {size} instances"),
+            ns.join(" ")
+        );
+    }
+}
+
+fn instances(count: usize) -> Vec<Arc<Instance>> {
+    let one = |i: usize| InstanceConfig {
+        address: Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8100),
+        role: Role::Decode,
+        weight: 1.0,
+        model: String::new(),
+    };
+    let config = Config {
+        instances: (0..count).map(one).collect(),
+        ..Config::default()
+    };
+    Cluster::from_config(&config, &Metrics::new(1)).instances
+}
+
+fn at_once(instances: &[Arc<Instance>], threads: usize) -> f64 {
+    let gate = std::sync::Barrier::new(threads);
+    let times: Vec<f64> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..threads)
+            .map(|thread| {
+                let gate = &gate;
+                scope.spawn(move || one_shard(instances, thread as u64, gate))
+            })
+            .collect();
+        started.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    times.iter().sum::<f64>() / threads as f64
+}
+
+fn one_shard(instances: &[Arc<Instance>], seed: u64, gate: &std::sync::Barrier) -> f64 {
+    let view = LoadView::new(Config::default().scheduling.load_view_max_age);
+    let policy = policy::build("least_load").unwrap();
+    let (turn, rng) = (AtomicU64::new(0), Rng::seeded(seed));
+    let known = Known {
+        loads: Vec::new(),
+        points: Vec::new(),
+        place: std::cell::Cell::default(),
+    };
+    let (mut rotation, began) = (rng.next(), Instant::now());
+    let mut candidates = Vec::new();
+    gate.wait();
+    per_op(|| {
+        rotation = rotation.wrapping_add(1);
+        let now = began.elapsed().as_micros() as u64;
+        candidates.clear();
+        candidates.extend(
+            instances
+                .iter()
+                .enumerate()
+                .map(|(position, instance)| Candidate {
+                    position,
+                    load: view.read(instance, now),
+                    weight: 1.0,
+                    max_model_len: 131_072,
+                }),
+        );
+        let ask = Ask {
+            role: Role::Decode,
+            prompt_tokens: 100,
+            total_tokens: 200,
+            rotation,
+            turn: &turn,
+            rng: &rng,
+            facts: &known,
+        };
+        let chosen = policy.pick(&candidates, &ask);
+        drop(black_box(view.charge(&instances[chosen], 100)));
+    })
 }
 
 /// The best of several short runs: noise only adds.

@@ -32,6 +32,8 @@ pub enum Command {
     Check(ServeArgs),
     /// Serve over simulated engines in this process: no GPU, no config
     Demo(DemoArgs),
+    /// Look at this machine (topology, limits, io_uring) and say what to change before serving
+    Doctor(DoctorArgs),
     /// Run simulated engines, or xPyD-proxy's dummy nodes: all of pdsim's arguments
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Sim {
@@ -59,10 +61,16 @@ pub enum Command {
     /// Run as xPyD-proxy's start script, with its flags and environment
     #[command(disable_help_flag = true, disable_version_flag = true)]
     XpydStart(Raw),
+    /// Run as llm-d's pd-sidecar, with its flags, environment and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Sidecar(Raw),
+    /// Run as llm-d-routing-sidecar, its first generation
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    RoutingSidecar(Raw),
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// epd, lmcache, multiturn, xpyd or xpyd-start
+        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(
@@ -157,6 +165,23 @@ pub struct DemoArgs {
     /// Send one streamed chat request, print its text and its time per stage, and exit
     #[arg(long)]
     pub once: bool,
+}
+
+/// As `serve` would be started.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct DoctorArgs {
+    /// Number of shards [default: one per physical core]
+    #[arg(long, value_name = "N")]
+    pub shards: Option<usize>,
+    /// CPUs to run on, one shard each, such as 0,2-5
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub cpus: Option<CpuList>,
+    /// Run only on the CPUs of this NUMA node
+    #[arg(long, value_name = "NODE")]
+    pub numa: Option<usize>,
+    /// Exit with 1 if there is something to change
+    #[arg(long)]
+    pub strict: bool,
 }
 
 impl ServeArgs {

@@ -8,7 +8,7 @@
 //! A floor names only floors below it (or its own); `tests/structure` checks that.
 //!
 //! ```text
-//!  7  main.rs  demo  cli  signal  terminal
+//!  7  main.rs  demo  doctor  cli  signal  terminal
 //!  6  server/      threads: shards serve clients, control watches the cluster
 //!  5  handshake/   one file per protocol between stages                 <- door 1: HANDSHAKES
 //!  4  exchange/    one client request and the tools to answer it: pick, call, open, reply
@@ -62,6 +62,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod exchange;
 pub mod handshake;

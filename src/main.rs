@@ -8,7 +8,7 @@ use pdrelay::cli::{self, Cli, Command};
 use pdrelay::config::legacy::{self, Again, Call, Migrated, Outcome, Program};
 use pdrelay::config::load::{Env, Known, Loaded, std_env};
 use pdrelay::config::{LogLevel, Problems, check, write};
-use pdrelay::{demo, handshake, log, policy, signal, terminal};
+use pdrelay::{demo, doctor, handshake, log, policy, signal, terminal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::Demo(args) => demo::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Sim { args } => demo::sim(args),
         Command::Completions { shell } => {
             cli::write_completions(shell, &mut std::io::stdout());
@@ -46,6 +47,8 @@ fn main() -> ExitCode {
         Command::Epd(_)
         | Command::Lmcache(_)
         | Command::Multiturn(_)
+        | Command::Sidecar(_)
+        | Command::RoutingSidecar(_)
         | Command::Xpyd(_)
         | Command::XpydStart(_) => {
             unreachable!("stand_in() took it")
@@ -164,6 +167,7 @@ fn serve(start: Start) -> ExitCode {
         }
     };
     let drain = config.timeouts.drain;
+    let secret = config.tls.as_ref().is_some_and(|tls| tls.strict);
     // Before any thread starts, so that all of them leave the signals to this one.
     let signals = signal::block();
     let server = match pdrelay::server::Server::start(config) {
@@ -177,10 +181,17 @@ fn serve(start: Start) -> ExitCode {
         log::info(|| line.clone());
     }
     eprintln!(
-        "pdrelay {} listens on http://{}",
+        "pdrelay {} listens on {}://{}",
         env!("CARGO_PKG_VERSION"),
+        if secret { "https" } else { "http" },
         server.address
     );
+    if let Some(address) = server.notices() {
+        log::info(|| format!("notices are taken at tcp://{address}"));
+    }
+    for (_, address) in server.addresses.iter().skip(1) {
+        eprintln!("and on {address}");
+    }
     server.on_failure(signal::raise_end);
     if let Some(file) = start.file {
         watch_file(file);

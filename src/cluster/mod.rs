@@ -14,6 +14,7 @@ pub mod change;
 pub mod fetch;
 pub mod guest;
 pub mod health;
+pub mod kubernetes;
 pub mod learn;
 pub mod load;
 pub mod models;
@@ -28,6 +29,7 @@ use crate::config::epd::Consumer;
 use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
+use crate::net::tls::Trust;
 use crate::shared::Published;
 use breaker::{Breaker, State};
 use load::{Estimate, Load};
@@ -79,6 +81,8 @@ pub struct Instance {
     /// Where to connect; several when DNS gives several. Empty until resolved.
     pub targets: Published<Vec<Target>>,
     pub metrics: Arc<InstanceMetrics>,
+    /// Whose certificates are believed of it, where it is behind TLS: for probes.
+    pub trust: OnceLock<Trust>,
     /// Instances (by index) that have taken KV from this one, each with the starts of both by then.
     /// Shards keep copies of what they have seen here.
     met: Mutex<HashMap<usize, (u64, u64)>>,
@@ -146,6 +150,7 @@ impl Instance {
             last_byte_ms: AtomicU64::new(0),
             targets: Published::new(names::literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
+            trust: OnceLock::new(),
             met: Mutex::default(),
             name,
         }

@@ -551,12 +551,25 @@ pub fn print(config: &Config) -> String {
             &differing(&epd(&config.epd), &epd(&Default::default())),
         );
     }
-    if config.handshake == "lmcache" && config.lmcache.variant == lmcache::Variant::Notified {
+    if lmcache::used(config) && config.lmcache.variant == lmcache::Variant::Notified {
         let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
         line("notices", &format!("tcp://{}", Address::tcp(host, port)));
     }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
+    }
+    if let Some(sidecar) = &config.sidecar {
+        let keys = super::sidecar::write_sidecar(sidecar);
+        let shown: Vec<String> = keys.iter().map(|(k, v)| format!("{k} {v}")).collect();
+        line("sidecar", &shown.join(", "));
+    }
+    let tls = match &config.tls {
+        None => "off",
+        Some(tls) if tls.strict => "on",
+        Some(_) => "on, and plain HTTP on the same port",
+    };
+    if config.tls.is_some() {
+        line("tls", tls);
     }
     if config.first_token_source == FirstTokenSource::Prefill {
         line("first_token", "prefill");

@@ -85,10 +85,16 @@ impl Default for Lmcache {
     }
 }
 
+/// Is it the handshake, or the one behind the encoders?
+pub(super) fn used(config: &Config) -> bool {
+    let then = config.epd.then.as_deref();
+    config.handshake == "lmcache" || config.handshake == "epd" && then == Some("lmcache")
+}
+
 /// What the section and the instances demand of each other. (`key`: where receivers were written.)
 pub(super) fn check(config: &Config, key: &str, report: &mut Report) {
     let lmcache = &config.lmcache;
-    if config.handshake != "lmcache" || lmcache.variant != Variant::Notified {
+    if !used(config) || lmcache.variant != Variant::Notified {
         return;
     }
     if !report.is_sound(key) || !report.is_sound("decode") || !report.is_sound("instances") {

@@ -23,6 +23,11 @@ pub const KNOWN: Known<'static> = Known {
         "aggregated",
         "epd",
         "multiturn",
+        "mooncake",
+        "nixl_flat",
+        "offloading",
+        "sglang",
+        "shared_storage",
     ],
     policies: &[
         "round_robin",

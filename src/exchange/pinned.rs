@@ -3,22 +3,23 @@
 //! What a header may name is judged here, once per request; scripts then `pick` as they always do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use crate::cluster::guest::Guests;
+use crate::cluster::kubernetes::Members;
 use crate::cluster::{Cluster, Instance};
 use crate::config::sidecar::{Generation, Sidecar};
 use crate::config::{Address, Config, Role, Url};
 use crate::error::{Error, Kind, Stage};
+use crate::id;
 use crate::log;
 use crate::net::stream::Stream;
 use crate::net::tls::Trust;
 use crate::shared::{Published, Snapshot};
 use crate::wire::cap::{self, Api};
-use crate::wire::json::Edit;
+use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::KV_PARAMS;
 
 use super::send::put_field;
@@ -40,23 +41,8 @@ const DENIED: &str = "Forbidden: prefill target not allowed by SSRF protection";
 pub struct Hosts {
     pub guests: Guests,
     /// The pods of the InferencePool, if that is who may be named.
-    pub members: Published<Members>,
+    pub members: Arc<Published<Members>>,
     pub trust: TrustOf,
-}
-
-/// Whom an InferencePool admits.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Addresses and names of its pods.
-    pub hosts: HashSet<String>,
-    /// The ports that its pods serve on; empty: it does not say.
-    pub ports: Vec<u16>,
-}
-
-impl Members {
-    fn admit(&self, host: &str, port: u16) -> bool {
-        self.hosts.contains(host) && (self.ports.is_empty() || self.ports.contains(&port))
-    }
 }
 
 /// Whose certificates are believed, by role.
@@ -89,6 +75,20 @@ impl TrustOf {
 }
 
 impl Hosts {
+    /// Tells the instances behind TLS whom to believe, for their probes. Reads files, the first time.
+    pub fn prepare(&self, config: &Config, cluster: &Cluster) -> io::Result<()> {
+        for instance in cluster.instances.iter().filter(|one| one.address.tls()) {
+            let known = &self.trust.roles[instance.role as usize];
+            if known.get().is_none() {
+                self.trust.load(config)?;
+            }
+            if let Some(trust) = known.get() {
+                _ = instance.trust.set(trust.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// TLS on a fresh connection to this instance.
     pub async fn secure(&self, plain: Stream, instance: &Instance) -> io::Result<Stream> {
         let none = || io::Error::other("TLS to engines is not set up: restart with it configured");
@@ -152,25 +152,13 @@ impl Pins {
         std::cell::Ref::filter_map(place.borrow(), Option::as_ref).ok()
     }
 
+    pub fn prefill(&self) -> Option<Arc<Instance>> {
+        self.prefill.borrow().clone()
+    }
+
     /// Is there a P?
     pub fn prefills(&self) -> bool {
         self.prefill.borrow().is_some()
-    }
-
-    /// P's host as the header has it, and its port.
-    pub fn prefill_place(&self) -> (String, u16) {
-        let prefill = self.prefill.borrow();
-        let place = prefill.as_ref().and_then(|p| p.address.network());
-        place.map_or_else(Default::default, |(host, port)| (host.to_owned(), port))
-    }
-
-    /// The place of the engine next to us among its ranks.
-    pub fn rank(&self, cluster: &Cluster) -> usize {
-        let decode = self.decode.borrow();
-        let index = decode.as_ref().map(|d| d.index);
-        let ranks = cluster.role(Role::Decode).iter();
-        let mut ranks = ranks.map(|d| d.index);
-        ranks.position(|i| Some(i) == index).unwrap_or(0)
     }
 
     pub(super) fn prefill_edits(&self, request: &Request) -> Vec<Edit> {
@@ -288,6 +276,33 @@ impl Exchange {
         }
         let what = format!("{DATA_PARALLEL} names no rank of this pod");
         Err(Error::new(Kind::BadRequest, Stage::Body, what))
+    }
+
+    /// `remote_kv_source` for a leg: from whom it may pull a cached prefix, unless that is `but`.
+    pub fn kv_source(&self, but: Option<&Arc<Instance>>) -> Option<String> {
+        let pins = self.pins.as_ref()?;
+        let source = pins.source.borrow();
+        let (host, port) = source.as_ref()?;
+        let same = |(other, its): (&str, u16)| other == host && its == *port;
+        if but.and_then(|one| one.address.network()).is_some_and(same) {
+            return None;
+        }
+        let sidecar = pins.sidecar();
+        let ours = sidecar.pod_ip.is_some_and(|ip| ip.to_string() == *host);
+        let ranks = self.cluster.role(Role::Decode).len() as u16;
+        let rank = port.checked_sub(self.config.port).filter(|r| *r < ranks);
+        if ours && rank.is_some() && but.is_none() {
+            return None;
+        }
+        let mut out = format!(
+            r#"{{"kv_request_id":"{}","remote_host":"#,
+            id::fresh(&self.tools.rng)
+        )
+        .into_bytes();
+        put_string(&mut out, host);
+        let port = sidecar.p2p_port.saturating_add(rank.unwrap_or(0));
+        out.extend_from_slice(format!(r#","remote_port":{port}}}"#).as_bytes());
+        String::from_utf8(out).ok()
     }
 
     fn admits(&self, sidecar: &Sidecar, address: &Address) -> bool {

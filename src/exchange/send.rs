@@ -43,6 +43,10 @@ pub struct Leg {
     pub path: Option<Cow<'static, str>>,
     /// Header fields that are sent instead of the client's of the same name (in lower case).
     pub fields: Vec<(Cow<'static, str>, Vec<u8>)>,
+    /// It is a GET without a body.
+    pub get: bool,
+    /// Its own limit, instead of its stage's.
+    pub limit: Option<Duration>,
     /// The client's header fields of these names (in lower case) are not sent.
     pub strip: &'static [&'static str],
     /// Its `x-request-id`, instead of the request's.
@@ -77,6 +81,8 @@ impl Leg {
             pieces: None,
             path: None,
             fields: Vec::new(),
+            get: false,
+            limit: None,
             strip: &[],
             id: None,
             verbatim: false,
@@ -105,6 +111,7 @@ impl Leg {
 
     pub(super) fn limit(&self, timeouts: &Timeouts) -> Duration {
         match self.wait() {
+            _ if self.limit.is_some() => self.limit.unwrap_or_default(),
             Wait::Prefill => timeouts.prefill,
             _ => timeouts.decode_head,
         }
@@ -503,7 +510,8 @@ impl Exchange {
     fn put_head(&self, out: &mut Vec<u8>, picked: &Picked, leg: &Leg, length: usize) {
         let request = self.request();
         let head = request.head_bytes();
-        out.extend_from_slice(request.head.method_text(head).as_bytes());
+        let method = request.head.method_text(head);
+        out.extend_from_slice(if leg.get { "GET" } else { method }.as_bytes());
         out.push(b' ');
         let target = leg.path.as_deref().unwrap_or_else(|| request.target());
         out.extend_from_slice(picked.instance().prefix.as_bytes());
@@ -533,7 +541,7 @@ impl Exchange {
                 Name::AcceptEncoding => leg.plain_answer,
                 Name::ContentType => {
                     typed = !leg.json;
-                    leg.json
+                    leg.json || leg.get
                 }
                 _ => false,
             };
@@ -564,7 +572,8 @@ impl Exchange {
         let id = leg.id.as_deref().unwrap_or(&request.id);
         put_field(out, b"x-request-id", id.as_bytes());
         use crate::wire::head::Method;
-        if length > 0 || !matches!(request.head.method, Method::Get | Method::Head) {
+        let bare = leg.get || matches!(request.head.method, Method::Get | Method::Head);
+        if length > 0 || !bare {
             let mut digits = itoa::Buffer::new();
             put_field(out, b"content-length", digits.format(length).as_bytes());
         }

@@ -7,12 +7,18 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod aside;
 mod beside;
 mod epd;
 mod lmcache;
+mod mooncake;
 mod multiturn;
 mod nixl;
+mod nixl_flat;
+mod offloading;
 mod sequential;
+mod sglang;
+mod shared_storage;
 
 use std::future::Future;
 use std::io;
@@ -78,6 +84,11 @@ pub const HANDSHAKES: &[Spec] = &[
     aggregated::SPEC,
     epd::SPEC,
     multiturn::SPEC,
+    mooncake::SPEC,
+    nixl_flat::SPEC,
+    offloading::SPEC,
+    sglang::SPEC,
+    shared_storage::SPEC,
 ];
 
 /// The names, for the config to check against.

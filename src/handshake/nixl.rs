@@ -30,10 +30,12 @@ use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
+use crate::wire::cap::edited;
 use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
 use crate::wire::usage::{Corrected, cached_tokens};
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -60,8 +62,11 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         drop(grant);
         return Box::pin(reply.whole_stream(x, stream)).await;
     }
-    let decode = x.pick(Role::Decode)?;
     let mut leg = decode_leg(x, grant);
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, leg.grant)).await;
+    }
+    let decode = x.pick(Role::Decode)?;
     plan.seed(&mut leg);
     let stream = Box::pin(x.open(decode, leg)).await?;
     if let Some(pins) = &x.pins {
@@ -86,8 +91,7 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     let mut leg = x.prefill_leg();
     leg.edits
         .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
-    leg.edits
-        .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
+    leg.edits.push(Edit::Set(KV_PARAMS, template(x)));
     leg.brings_grant = true;
     plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
@@ -97,6 +101,20 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     }
     let first = plan.read(x, &answer);
     Ok((Grant::from_answer(x, &answer, KV_PARAMS)?, first))
+}
+
+/// What asks P to keep its KV; and, beside an engine, whom it may pull a cached prefix from.
+fn template(x: &Exchange) -> Cow<'static, [u8]> {
+    let pulls = x.pins.as_ref().filter(|pins| pins.sidecar().p2p_pull);
+    let prefill = pulls.and_then(|pins| pins.prefill());
+    match prefill.and_then(|prefill| x.kv_source(Some(&prefill))) {
+        None => Cow::Borrowed(NIXL_TEMPLATE),
+        Some(source) => {
+            let value = Cow::Owned(source.into_bytes());
+            let own = [Edit::Set("remote_kv_source", value)];
+            Cow::Owned(edited(NIXL_TEMPLATE, &own))
+        }
+    }
 }
 
 fn decode_leg(x: &Exchange, grant: Option<Grant>) -> Leg {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 /// Connections waiting to be accepted, per shard; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Binds one listener per shard to the same address; port 0 is chosen once. Before that it makes sure
 /// that nobody else has the port: with `SO_REUSEPORT` a second process would silently share it.

@@ -90,6 +90,24 @@ pub fn control() -> io::Result<Runtime<TimeDriver<LegacyDriver>>> {
     epoll()
 }
 
+/// What this kernel's io_uring can do, by the kernel's own names.
+pub fn features() -> io::Result<Vec<&'static str>> {
+    let ring = io_uring::IoUring::new(8)?;
+    let can = ring.params();
+    let all = [
+        ("nodrop", can.is_feature_nodrop()),
+        ("fast_poll", can.is_feature_fast_poll()),
+        ("ext_arg", can.is_feature_ext_arg()),
+        ("single_mmap", can.is_feature_single_mmap()),
+        ("submit_stable", can.is_feature_submit_stable()),
+        ("native_workers", can.is_feature_native_workers()),
+        ("rsrc_tags", can.is_feature_resource_tagging()),
+        ("cqe_skip", can.is_feature_skip_cqe_on_success()),
+        ("linked_file", can.is_feature_linked_file()),
+    ];
+    Ok(all.iter().filter(|one| one.1).map(|one| one.0).collect())
+}
+
 fn forced_legacy() -> bool {
     std::env::var("MONOIO_FORCE_LEGACY_DRIVER").is_ok_and(|v| v == "1" || v == "true")
 }

@@ -6,8 +6,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,14 +29,19 @@ pub struct Peers {
     pub refused: AtomicU64,
 }
 
-/// The socket. Dropped, it is closed and its thread has ended.
+/// The socket. Closed or dropped, its thread has ended.
 pub struct Pull {
     pub address: SocketAddr,
     pub peers: Arc<Peers>,
     stopping: Arc<AtomicBool>,
+    open: Mutex<Option<Open>>,
+}
+
+/// Until it is closed.
+struct Open {
     /// A twin of the thread's: shutting it down ends the accept, and its number is ours alone.
     listener: TcpListener,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl Pull {
@@ -63,24 +68,36 @@ impl Pull {
             address,
             peers,
             stopping,
-            listener: twin,
-            thread: Some(thread),
+            open: Mutex::new(Some(Open {
+                listener: twin,
+                thread,
+            })),
         })
     }
-}
 
-impl Drop for Pull {
-    fn drop(&mut self) {
+    /// Takes nothing more; when it returns, the address is free.
+    pub fn close(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            shutdown_now(self.listener.as_raw_fd());
+        let open = self
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(Open { listener, thread }) = open {
+            shutdown_now(listener.as_raw_fd());
             let _ = thread.join();
         }
     }
 }
 
+impl Drop for Pull {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// Descriptors of the connected peers, to be shut down at the end.
-type Open = Rc<RefCell<Vec<RawFd>>>;
+type Descriptors = Rc<RefCell<Vec<RawFd>>>;
 
 async fn accept<M: Fn(&[u8]) + 'static>(
     listener: TcpListener,
@@ -88,7 +105,7 @@ async fn accept<M: Fn(&[u8]) + 'static>(
     peers: Arc<Peers>,
     message: Rc<M>,
 ) {
-    let open = Open::default();
+    let open = Descriptors::default();
     let listener = match monoio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return log::error(|| format!("no notices are taken: {error}")),
@@ -123,7 +140,12 @@ async fn accept<M: Fn(&[u8]) + 'static>(
     }
 }
 
-async fn serve<M: Fn(&[u8]) + 'static>(fd: OwnedFd, open: Open, peers: Arc<Peers>, message: Rc<M>) {
+async fn serve<M: Fn(&[u8]) + 'static>(
+    fd: OwnedFd,
+    open: Descriptors,
+    peers: Arc<Peers>,
+    message: Rc<M>,
+) {
     let Ok(stream) = Stream::from_tcp(fd, Driver::Epoll) else {
         return;
     };

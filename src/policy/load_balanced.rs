@@ -21,7 +21,7 @@ struct LoadBalanced;
 
 impl Policy for LoadBalanced {
     fn pick(&self, candidates: &[Candidate], ask: &Ask) -> usize {
-        let mut best: Option<((bool, (f64, f64)), usize, Counts)> = None;
+        let mut best: Option<(Key, usize, Counts)> = None;
         for (at, one) in candidates.iter().enumerate() {
             let load = ask.facts.load(one.position);
             let key = (!fits(one, ask), rank(load, one.weight, ask.role));
@@ -36,6 +36,9 @@ impl Policy for LoadBalanced {
         })
     }
 }
+
+/// What is least: whether it seems not to fit, and how busy it is.
+type Key = (bool, (f64, f64));
 
 /// The length is an estimate, so it only ranks.
 fn fits(one: &Candidate, ask: &Ask) -> bool {

@@ -3,7 +3,7 @@
 //! | request | body | answers |
 //! |---|---|---|
 //! | `GET /admin/instances` | | 200, the list as in `/status` |
-//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409 if it is there, under whatever name |
+//! | `POST /admin/instances` | `{"role":"decode","address":"10.0.0.3:8200"}` | 200; 409: there, by any name |
 //! | `POST /admin/instances/drain` | the same | 200: no new requests; 404 if unknown |
 //! | `POST /admin/instances/resume` | the same | 200: takes requests again |
 //! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
@@ -23,6 +23,7 @@ use crate::cluster::{Cluster, Instance};
 use crate::config::{Address, InstanceConfig, Role, Secret};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::Request;
+use crate::handshake;
 use crate::log;
 use crate::net::stream::Target;
 use crate::wire::head::{Method, Name};
@@ -191,6 +192,9 @@ pub fn apply_found(
             }
         }
         super::prepare(&shared.config.get(), &next);
+        if let Err(why) = shared.hosts.prepare(&shared.config.get(), &next) {
+            crate::log::error(|| format!("engines behind TLS cannot be reached: {why}"));
+        }
         shared.cluster.publish(next);
     }
     Ok(())
@@ -203,8 +207,11 @@ fn addable(
     one: &InstanceConfig,
     found: &[(Address, Vec<Target>)],
 ) -> Result<(), Refused> {
-    if one.role != Role::Aggregated && !shared.needs.contains(&one.role) {
-        return Err(Refused::Unused(one.role, shared.handshake_name));
+    let name = shared.handshake_name;
+    let of_row = handshake::find(name).map_or(&[][..], |spec| spec.needs);
+    let needed = shared.needs.contains(&one.role) || of_row.contains(&one.role);
+    if one.role != Role::Aggregated && !needed {
+        return Err(Refused::Unused(one.role, name));
     }
     let mut targets = literal(&one.address);
     if let Some((_, looked_up)) = found.iter().find(|(name, _)| *name == one.address) {

@@ -57,7 +57,8 @@ pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>, door: u
         stream: stream.clone(),
         slot,
         inbox,
-        peer,
+        // On an address of both families an IPv4 client would be called `::ffff:10.0.0.1`.
+        peer: peer.map(|ip| ip.to_canonical()),
         door,
     };
     let (slot, inbox) = (client.slot.clone(), client.inbox.clone());

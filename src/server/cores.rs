@@ -70,7 +70,7 @@ fn node_cpus(node: usize) -> Option<Vec<usize>> {
 }
 
 /// `0-3,8` as the kernel writes it.
-fn parse(text: &str) -> Vec<usize> {
+pub fn parse(text: &str) -> Vec<usize> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
@@ -81,7 +81,7 @@ fn parse(text: &str) -> Vec<usize> {
     cpus
 }
 
-fn list(cpus: &[usize]) -> String {
+pub fn list(cpus: &[usize]) -> String {
     cpus.iter()
         .map(usize::to_string)
         .collect::<Vec<_>>()

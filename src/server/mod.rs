@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::guest::Guests;
 use crate::cluster::names::resolve;
-use crate::cluster::{Cluster, Instance};
+use crate::cluster::{Cluster, Instance, kubernetes};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
 use crate::exchange::pinned::{Hosts, TrustOf};
@@ -263,6 +263,10 @@ impl Server {
                 log::error(|| "a thread ended in a panic".into());
             }
         }
+        // Whoever comes next wants its address, whatever still holds on to `Shared`.
+        if let Some(socket) = self.shared.handshake.notices() {
+            socket.pull.close();
+        }
     }
 }
 
@@ -320,9 +324,14 @@ fn build(
     }
     let hosts = Hosts {
         guests: Guests::new(&config.circuit_breaker, &metrics),
-        members: Published::new(Default::default()),
+        members: Arc::new(Published::new(Default::default())),
         trust,
     };
+    hosts.prepare(&config, &cluster)?;
+    let allow = config.sidecar.as_ref().and_then(|s| s.allow.as_ref());
+    if let Some(pool) = allow.and_then(|allow| allow.pool.clone()) {
+        kubernetes::follow(pool, &hosts.members)?;
+    }
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {

@@ -20,6 +20,10 @@ impl Server {
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
+        new.epd = old.epd.clone();
+        new.sidecar.clone_from(&old.sidecar);
+        new.tls.clone_from(&old.tls);
+        new.upstream_tls.clone_from(&old.upstream_tls);
         new.cores = old.cores.clone();
         new.lmcache = old.lmcache.clone();
         new.scheduling = old.scheduling.clone();
@@ -50,6 +54,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("epd", old.epd == new.epd),
+        ("sidecar", old.sidecar == new.sidecar),
+        ("tls", old.tls == new.tls),
+        ("upstream_tls", old.upstream_tls == new.upstream_tls),
         ("lmcache", old.lmcache == new.lmcache),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),

@@ -142,6 +142,36 @@ pub fn prefill_edits() -> Vec<Edit> {
     ]
 }
 
+/// The edits that make a leg one token and a whole answer, with only the limits that every API has.
+pub fn whole_answer_edits() -> Vec<Edit> {
+    let one = || Cow::Borrowed(&b"1"[..]);
+    vec![
+        Edit::Set("max_tokens", one()),
+        Edit::Replace("max_completion_tokens", one()),
+        // Kept, engines refuse so few tokens.
+        Edit::Remove("min_tokens"),
+        Edit::Set("stream", Cow::Borrowed(b"false")),
+        Edit::Remove("stream_options"),
+    ]
+}
+
+/// Why the first choice ended, of a whole answer or of the first event that says so.
+pub fn finish_reason(payload: &[u8]) -> Option<Vec<u8>> {
+    let of = |text: &[u8]| {
+        let object = Object::scan(text, 128).ok()?;
+        let choice = json::elements(object.get(text, "choices")?).next()?;
+        let inner = Object::scan(choice, 128).ok()?;
+        let reason = json::string_value(inner.get(choice, "finish_reason")?)?;
+        Some(reason.into_owned())
+    };
+    if payload.trim_ascii_start().first() == Some(&b'{') {
+        return of(payload);
+    }
+    let lines = payload.split(|b| *b == b'\n');
+    let mut data = lines.filter_map(|line| line.strip_prefix(b"data:"));
+    data.find_map(|data| of(data.trim_ascii()))
+}
+
 /// A number that a body's member is, if it is one.
 pub fn count(value: Option<&[u8]>) -> Option<u64> {
     number(value?)

@@ -211,8 +211,12 @@ fn quiet_levels_have_no_access_lines() {
 #[test]
 fn a_client_has_one_name_whatever_is_listened_on() {
     let serving = Serving::start("nixl", engines(1, 1), &["--host", "::"]);
-    assert_eq!(serving.client().get("/health").status, 200);
+    let response = serving
+        .client()
+        .post("/v1/completions", &completion("x", ""));
+    assert_eq!(response.status, 200);
     let said = serving.end();
+    assert_eq!(lines(&said).len(), 1, "{said}");
     let (fields, _) = fields(lines(&said)[0]);
     assert_eq!(fields["client"], "127.0.0.1", "{said}");
 }

@@ -87,7 +87,7 @@ fn names_of_the_program_are_known() {
 
 #[test]
 fn urls_become_instances() {
-    let line = "--encode-servers-urls http://e:1,,http://f:2/x/ --prefill-servers-urls=http://p:3 --dec http://d:4 --port 1900 --host ::1";
+    let line = "--encode-servers-urls http://e:1,,http://f:2/x/ --prefill-servers-urls=http://p:3 --decode-s http://d:4 --port 1900 --host ::1";
     let c = config(line, &[]);
     assert_eq!(places(&c, Role::Encode), ["e:1", "http://f:2/x"]);
     assert_eq!(places(&c, Role::Prefill), ["p:3"]);
@@ -103,7 +103,7 @@ fn urls_become_instances() {
     );
     for none in ["disable", "NONE", "Disable"] {
         let c = config(
-            &format!("--enc http://e:1 --pref {none} --dec http://d:4,http://d:5"),
+            &format!("--enc http://e:1 --pref {none} --decode-s http://d:4,http://d:5"),
             &[],
         );
         assert_eq!(places(&c, Role::Aggregated), ["d:4", "d:5"]);

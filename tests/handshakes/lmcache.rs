@@ -256,7 +256,10 @@ fn a_batch_goes_to_decode_alone() {
 
 #[test]
 fn a_chat_takes_the_engines_own_path_with_all_that_is_in_it() {
-    let rig = rig(1, 1, 1);
+    // It is a short one.
+    let mut engines = engines(1, 1, 1);
+    engines[0].lmcache.block = 0;
+    let rig = rig_with(engines, |config| config.lmcache.short_prompt = 0);
     let mut client = rig.client();
     client.send(post_bytes("/v1/chat/completions", CHAT, ""));
     let response = client.response();
@@ -451,5 +454,30 @@ fn decode_is_told_the_hand_over_if_asked_for() {
     let d = rig.posts(1).pop().unwrap();
     let told = format!(r#""kv_transfer_params":{{"lmcache.pd_handoff_id":"{ticket}"}}"#);
     assert!(body(&d).contains(&told), "{}", body(&d));
+    sound(&rig);
+}
+
+/// `epd`, then this: media to the encoders first.
+#[test]
+fn encoders_may_come_before_it() {
+    let mut engines = super::epd::engines(1, 1, 1, pdsim::EcMode::V2);
+    for (engine, of_role) in engines[1..]
+        .iter_mut()
+        .zip(crate::support::lmcache::engines(1, 1, 1))
+    {
+        (engine.kv, engine.lmcache) = (of_role.kv, of_role.lmcache);
+    }
+    let rig = rig_with(engines, |config| {
+        config.handshake = "epd".into();
+        config.surface = pdrelay::config::Surface::Epd;
+        config.epd.then = Some("lmcache".into());
+    });
+    let image = super::epd::url("http://h/a");
+    let sent = super::epd::with_media(&[&image], r#","max_tokens":5"#);
+    let alone = crate::support::lmcache::single().post("/v1/chat/completions", &sent);
+    let response = rig.post("/v1/chat/completions", &sent);
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(response.generated(), alone.generated());
+    assert_eq!(rig.posts(0).len(), 1, "the encoder is asked");
     sound(&rig);
 }

@@ -26,7 +26,9 @@ fn stems(folder: &str) -> Vec<String> {
         name.to_str().unwrap().to_owned()
     };
     let mut stems: Vec<String> = files(folder).iter().map(first).collect();
-    stems.retain(|s| s != "mod");
+    // What several handshakes are made of.
+    const PARTS: [&str; 3] = ["aside", "beside", "mod"];
+    stems.retain(|s| !PARTS.contains(&s.as_str()));
     stems.sort();
     stems.dedup();
     stems

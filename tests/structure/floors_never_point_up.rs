@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 8] = [
     &["exchange"],
     &["handshake"],
     &["server"],
-    &["main", "lib", "demo", "cli", "signal", "terminal"],
+    &["main", "lib", "demo", "doctor", "cli", "signal", "terminal"],
 ];
 
 fn floor(module: &str) -> usize {

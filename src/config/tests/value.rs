@@ -345,7 +345,7 @@ fn handshakes_and_their_aliases() {
     assert_eq!(
         bad("handshake: nixxl"),
         "x.yaml:3: handshake: Unknown handshake 'nixxl'; expected one of \
-         ['aggregated', 'lmcache', 'nixl', 'sequential'] (did you mean 'nixl'?)"
+         ['aggregated', 'epd', 'lmcache', 'mooncake', 'multiturn', 'nixl', 'nixl_flat', 'offloading', 'sequential', 'sglang', 'shared_storage'] (did you mean 'nixl'?)"
     );
     assert_eq!(
         bad("disaggregated_mode: zmq"),
@@ -593,7 +593,7 @@ command line: --host: host must be an IP address or localhost (or a host name), 
 command line: --port: port must be between 1 and 65535, got 0
 command line: --shards: shards must be between 1 and 4096, got 0
 command line: --decode[1]: Invalid instance format: nope; write host:port, for example 10.0.0.1:8100
-command line: --handshake: Unknown handshake 'nixxl'; expected one of ['aggregated', 'nixl', 'sequential'] (did you mean 'nixl'?)
+command line: --handshake: Unknown handshake 'nixxl'; expected one of ['aggregated', 'epd', 'lmcache', 'mooncake', 'multiturn', 'nixl', 'nixl_flat', 'offloading', 'sequential', 'sglang', 'shared_storage'] (did you mean 'nixl'?)
 command line: --decode[0]: Instance '10.0.0.1:8100' is already registered as prefill, and cannot be decode too (one engine has one role)"
     );
 }

@@ -13,13 +13,20 @@
 //! * **Must never:** know how KV travels: that is the handshake's.
 //! * **To extend:** another policy for a failed P is an arm in [`after`].
 
+pub mod chunked;
+mod encode;
+
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::config::sidecar::{PinnedFailure, Sidecar};
 use crate::config::{Config, Role};
 use crate::error::Stage;
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
+use crate::wire::json::Edit;
+use crate::wire::openai::KV_PARAMS;
 
 use super::{Handshake, Running};
 
@@ -39,6 +46,10 @@ impl Handshake for Beside {
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a> {
         Box::pin(self.script(x, reply))
     }
+
+    fn notices(&self) -> Option<&NoticeSocket> {
+        self.inner.notices()
+    }
 }
 
 /// What is to be done about a P that has failed.
@@ -54,6 +65,7 @@ impl Beside {
         let Some(pins) = x.pins.clone() else {
             return self.inner.run(x, reply).await;
         };
+        Box::pin(encode::stage(x, &pins)).await?;
         if !pins.prefills() {
             return alone(x, reply).await;
         }
@@ -118,6 +130,15 @@ pub(super) async fn alone(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
+    }
+    let pulls = x.config.handshake == "offloading"
+        || x.pins.as_ref().is_some_and(|pins| pins.sidecar().p2p_pull);
+    if pulls && let Some(source) = x.kv_source(None) {
+        let params = format!(r#"{{"remote_kv_source":{source}}}"#).into_bytes();
+        leg.edits.push(Edit::Set(KV_PARAMS, Cow::Owned(params)));
+    }
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, None)).await;
     }
     leg.verbatim = leg.edits.is_empty();
     let engine = x.pick(Role::Decode)?;

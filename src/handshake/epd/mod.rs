@@ -38,6 +38,7 @@ use crate::config::epd::{Epd as Settings, Version};
 use crate::config::{Config, Role, Surface};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::join;
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::overlay::Overlay;
 use crate::exchange::shape;
 use crate::exchange::{Exchange, Reply, Request, Stop};
@@ -106,6 +107,10 @@ impl Handshake for Epd {
 
     fn needs(&self) -> Option<Vec<Role>> {
         Some(self.needs.clone())
+    }
+
+    fn notices(&self) -> Option<&NoticeSocket> {
+        self.then.as_ref()?.notices()
     }
 
     fn serves_aggregated(&self) -> bool {

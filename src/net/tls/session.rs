@@ -109,21 +109,24 @@ impl Session {
         } else {
             early
         };
-        let mut rest = &bytes[..];
-        let open = !rest.is_empty();
+        if let Err(why) = self.take(&bytes) {
+            self.broken.set(true);
+            // The peer is told why, if it still listens.
+            let _ = self.flush(false).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        Ok(!bytes.is_empty())
+    }
+
+    fn take(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
         let mut rustls = self.rustls.borrow_mut();
         loop {
             // An empty slice tells it of the end.
             rustls.read_tls(&mut rest)?;
-            if let Err(why) = rustls.process_new_packets() {
-                self.broken.set(true);
-                drop(rustls);
-                // The peer is told why, if it still listens.
-                let _ = self.flush(false).await;
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-            }
+            rustls.process_new_packets().map_err(io::Error::other)?;
             if rest.is_empty() {
-                return Ok(open);
+                return Ok(());
             }
         }
     }

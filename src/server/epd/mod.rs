@@ -29,7 +29,11 @@ pub type Said = (u16, Vec<u8>);
 /// On the control thread.
 pub fn take(shared: &Arc<Shared>, asker: Asker, ask: Ask) {
     match ask {
-        Ask::Add(one) => asker.answer(shared, roster::add(shared, *one)),
+        // May wait for DNS.
+        Ask::Add(one) => {
+            let shared = shared.clone();
+            monoio::spawn(async move { asker.answer(&shared, roster::add(&shared, *one).await) });
+        }
         Ask::Remove(address) => asker.answer(shared, roster::remove(shared, &address)),
         Ask::Health => {
             let shared = shared.clone();

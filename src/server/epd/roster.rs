@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::Said;
 use crate::cluster::change::Change;
+use crate::cluster::names::resolve_aside;
 use crate::cluster::{Cluster, Health, Instance};
 use crate::config::epd::Consumer;
 use crate::config::{Address, Config, InstanceConfig, Role};
@@ -94,15 +95,8 @@ fn url(text: &str) -> Result<Address, Said> {
     if !text.starts_with("http://") && !text.starts_with("https://") {
         return Err(refuse(422, "url must begin with http:// or https://"));
     }
-    let address = Address::parse_url(text).map_err(|why| refuse(422, why))?;
-    match address.tls() && !TLS {
-        true => Err(refuse(422, "engines behind TLS are not supported yet")),
-        false => Ok(address),
-    }
+    Address::parse_url(text).map_err(|why| refuse(422, why))
 }
-
-/// Can engines be spoken to over TLS?
-const TLS: bool = false;
 
 /// `?url=..`, percent-encoded or not.
 pub fn removal(target: &str) -> Result<Address, Said> {
@@ -162,7 +156,8 @@ pub fn list(cluster: &Cluster) -> Vec<u8> {
     out
 }
 
-pub fn add(shared: &Shared, one: InstanceConfig) -> Said {
+pub async fn add(shared: &Shared, one: InstanceConfig) -> Said {
+    let found = vec![(one.address.clone(), resolve_aside(&one.address).await)];
     let cluster = shared.cluster.get();
     let mut changes = Vec::new();
     if let Some(known) = cluster.instances.iter().find(|i| i.address == one.address) {
@@ -191,7 +186,7 @@ pub fn add(shared: &Shared, one: InstanceConfig) -> Said {
     let refreshed = !changes.is_empty();
     let said = format!("{} {}", name(one.role), one.address);
     changes.push(Change::Add(one));
-    match admin::apply(shared, &changes) {
+    match admin::apply_found(shared, &changes, &found) {
         Ok(()) => {
             log::warning(|| format!("instances: {said} is registered"));
             let new = if refreshed { "false" } else { "true" };

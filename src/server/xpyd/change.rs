@@ -193,6 +193,7 @@ async fn served(config: &Config, address: &Address, targets: &[Target]) -> Optio
         host: &address.host_port(),
         prefix: address.prefix(),
         path: "/v1/models",
+        trust: None,
         key: config.openai_api_key.as_ref().map(|key| key.0.as_str()),
     };
     let answer = fetch::get(&ask, VALIDATION).await;

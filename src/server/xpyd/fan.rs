@@ -106,6 +106,7 @@ pub async fn ask_all(asked: &[Arc<Instance>], path: &'static str) -> Vec<Option<
                         host: &one.host,
                         prefix: &one.prefix,
                         path,
+                        trust: one.trust.get(),
                         key: None,
                     };
                     let answer = fetch::get(&ask, EACH.min(left)).await;

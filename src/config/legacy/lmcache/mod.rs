@@ -327,14 +327,17 @@ fn refuse(name: &str, why: &str) -> String {
 }
 
 fn notes() -> Vec<Note> {
-    const MADE: &str = "Made by `pdrelay migrate lmcache`. Check it with `pdrelay check -c FILE`, start it \
-                        with `pdrelay serve -c FILE`. Comments say what is different from LMCache's proxy.";
-    const SURFACE: &str = "Its two paths, and /health, /ready, /metrics, /status and /v1/models beside them. \
-                           An engine's error keeps its status and body (the original: 500, or 200 and a \
-                           broken body). stream: false is answered by one JSON object.";
-    const LMCACHE: &str = "Notices are waited for as long as notice_timeout says (the original: for ever); \
-                           then decode computes by itself. Chats take the engines' chat path, so that tools \
-                           survive: `chat: completions` is the original's way.";
+    const MADE: &str = "\
+        Made by `pdrelay migrate lmcache`. Check it with `pdrelay check -c FILE`, start it with \
+        `pdrelay serve -c FILE`. Comments say what is different from LMCache's proxy.";
+    const SURFACE: &str = "\
+        Its two paths, and /health, /ready, /metrics, /status and /v1/models beside them. An \
+        engine's error keeps its status and body (the original: 500, or 200 and a broken body). \
+        stream: false is answered by one JSON object.";
+    const LMCACHE: &str = "\
+        Notices are waited for as long as notice_timeout says (the original: for ever); then \
+        decode computes by itself. Chats take the engines' chat path, so that tools survive: \
+        `chat: completions` is the original's way.";
     vec![
         Note::on("", MADE),
         Note::on("surface", SURFACE),

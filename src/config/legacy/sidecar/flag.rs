@@ -50,7 +50,6 @@ use Use::Done;
 
 const ALL: (Generation, Generation) = (G1, G3);
 const OLD: (Generation, Generation) = (G1, G2);
-const ONLY_G1: (Generation, Generation) = (G1, G1);
 const NEW: (Generation, Generation) = (G2, G3);
 const ONLY_G3: (Generation, Generation) = (G3, G3);
 

@@ -48,6 +48,11 @@ pub(crate) fn accept(
     chat: bool,
 ) -> Result<Job, ApiError> {
     let (world, options) = (&engine.world, engine.options());
+    if let Some(what) = head.stray {
+        // A real one serves it; that it came at all is a proxy's mistake.
+        let ledger = &world.ledger;
+        ledger.violation(|| format!("engine {}: it was sent {what}", engine.index));
+    }
     if !head.json {
         return Err(ApiError {
             kind: "Bad Request",

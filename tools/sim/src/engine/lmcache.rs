@@ -40,8 +40,9 @@ pub(crate) fn read(
     let key = match (chat, member(if chat { b"messages" } else { b"prompt" })) {
         (true, Some(messages)) => {
             let mut text = Vec::new();
-            of_messages(messages, Some(&mut text), &super::ec::Lens::default())?;
-            Some(hash(KEY, &text))
+            let rendered = of_messages(messages, Some(&mut text), &super::ec::Lens::default());
+            // With references to encoded media the whole of it is the key.
+            Some(hash(KEY, if rendered.is_ok() { &text } else { messages }))
         }
         (false, Some(prompt)) => key_of_prompt(prompt, ask),
         _ => None,

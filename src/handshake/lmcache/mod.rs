@@ -1,5 +1,10 @@
 //! LMCache: P pushes its KV to D's workers, and each of P's ranks says when it is there.
 //!
+//! * **For:** which way a request takes (here), by tokens (`tokens.rs`), and whether the KV is there
+//!   (`arrival.rs`).
+//! * **Must never:** read what LMCache's bytes look like (that is `wire/lmcache.rs`), or wait without an end.
+//! * **To extend:** another way from P to D is a function that ends in a `Next`.
+//!
 //! ```text
 //!  client      proxy              P              D
 //!    |--req------>|--tokenize---->|              |    (or D: by turns)
@@ -27,27 +32,30 @@
 //! * Several prompts in one request go to D alone: one notice id cannot stand for many prompts.
 //! * `variant: first_token` is this without receiver and notices, `plain` without P's token, too.
 
+mod arrival;
+mod tokens;
+
 use std::borrow::Cow;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crate::config::lmcache::{Chat, Lmcache as Section, OnTimeout, Variant};
+use crate::config::lmcache::{Chat, Lmcache as Section, Variant};
 use crate::config::{Config, FirstTokenSource, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::first_token::First;
-use crate::exchange::notice::{Came, NoticeSocket, Ticket};
+use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Answer, Exchange, Leg, Picked, Reply, Request, Stop};
-use crate::log;
-use crate::metrics::{Counter, NoticeWait, Skip};
+use crate::metrics::{Counter, Skip};
 use crate::shared::Striped;
 use crate::wire::continued::{Continued, Opening};
 use crate::wire::first_token::{Ask, Token, whole_stream};
-use crate::wire::json::{Edit, Piece};
-use crate::wire::lmcache::{self as wire, Receiver, Tokens};
+use crate::wire::json::Edit;
+use crate::wire::lmcache as wire;
 use crate::wire::openai::{self, KV_PARAMS};
 
 use super::{Handshake, Running, Spec};
+use arrival::{Ranks, Transfer, set_params};
 
 pub const SPEC: Spec = Spec {
     name: "lmcache",
@@ -56,9 +64,6 @@ pub const SPEC: Spec = Spec {
     build,
 };
 
-const COMPLETIONS: &str = "/v1/completions";
-/// What engines generate if a completion names no limit.
-const USUAL_TOKENS: u64 = 16;
 const BOUND_MAX: usize = 1 << 20;
 const BOUND_FOR: Duration = Duration::from_secs(24 * 3600);
 
@@ -112,12 +117,6 @@ enum Next {
     Go(Picked, Leg, Box<Opening>),
     /// P's answer is all of it.
     Done(Answer, Ask),
-}
-
-/// What P is told, and what comes of it.
-struct Transfer {
-    ticket: Ticket,
-    receiver: Receiver,
 }
 
 impl Lmcache {
@@ -231,27 +230,6 @@ impl Lmcache {
         Ok((prefill, decode))
     }
 
-    /// The inner `None`: this variant has no receivers. The outer one: this D has none.
-    fn transfer(&self, x: &Exchange, decode: &Picked) -> Option<Option<Transfer>> {
-        let Some(socket) = &self.socket else {
-            return Some(None);
-        };
-        let instance = decode.instance();
-        let Some(receiver) = self.section.receivers.get(&instance.address) else {
-            log::limited_for("no_receiver", &instance.name, log::Level::Warning, || {
-                format!(
-                    "decode {} is not in lmcache.receivers: it computes by itself",
-                    instance.name
-                )
-            });
-            return None;
-        };
-        Some(Some(Transfer {
-            ticket: socket.notices.issue(x.tools.shard),
-            receiver: receiver.clone(),
-        }))
-    }
-
     /// The client's request to both, on its own path; D makes the first token.
     #[allow(clippy::type_complexity)]
     async fn by_same(
@@ -276,186 +254,6 @@ impl Lmcache {
         let mut leg = self.decode_leg(transfer.as_ref());
         plan.seed(&mut leg);
         Ok(Next::Pass(decode, leg, first))
-    }
-
-    /// P gets the tokens that it rendered itself; D gets the chat.
-    async fn by_render(
-        &self,
-        x: &Exchange,
-        request: &Request,
-        prefill: Picked,
-        decode: Picked,
-        transfer: Option<Transfer>,
-    ) -> Result<Next, Stop> {
-        let mut leg = Leg::new(Stage::Prefill);
-        leg.path = Some("/v1/chat/completions/render".into());
-        leg.edits.push(Edit::Remove(KV_PARAMS));
-        leg.plain_answer = true;
-        let at = Some(prefill.instance().index);
-        let rendered = x.call(x.pick_again(Role::Prefill, at)?, leg).await?;
-        let tokens = tokens_of(&rendered)?;
-        let mut leg = x.prefill_leg();
-        leg.path = Some(COMPLETIONS.into());
-        leg.pieces = Some(vec![Piece::Own(prefill_body(request, &tokens, &transfer))]);
-        let answer = x.call(prefill, leg).await?;
-        self.arrived(x, &transfer, &answer).await?;
-        Ok(Next::Pass(
-            decode,
-            self.decode_leg(transfer.as_ref()),
-            First::Decode,
-        ))
-    }
-
-    /// Tokens to both, on the completions path; D goes on from P's token if it can.
-    async fn by_tokens(
-        &self,
-        x: &Exchange,
-        request: &Request,
-        prefill: Picked,
-        decode: Picked,
-        transfer: Option<Transfer>,
-        chat: bool,
-    ) -> Result<Next, Stop> {
-        let (body, object) = (request.body(), &request.object);
-        if chat && let Some(what) = wire::lost_without_chat(body, object) {
-            let what = format!(
-                "{what} cannot be told by way of /v1/completions, which this proxy uses for chats: the \
-                 engines need their chat path (lmcache.chat: native)"
-            );
-            return Err(Error::new(Kind::BadRequest, Stage::Body, what).into());
-        }
-        let ask = wire::continues(body, object, request.summary.prompts, chat);
-        let first = self.section.first_token == FirstTokenSource::Prefill
-            && self.section.variant != Variant::Plain;
-        let ask = ask.filter(|_| first);
-        let (tokens, context) = self.tokenize(x, request, &prefill, &decode, chat).await?;
-        let limit = request.summary.max_tokens.or(match chat {
-            true => context.map(|context| context.saturating_sub(tokens.count as u64)),
-            false => Some(USUAL_TOKENS),
-        });
-
-        let mut leg = x.prefill_leg();
-        leg.path = Some(COMPLETIONS.into());
-        leg.edits
-            .retain(|edit| !matches!(edit, Edit::Replace("max_completion_tokens", _)));
-        leg.edits.push(Edit::Remove("stream_options"));
-        set_prompt(&mut leg, &tokens, None);
-        set_params(&mut leg, &transfer, ask.is_some());
-        let answer = x.call(prefill, leg).await?;
-
-        let (said, index) = (answer.body(), answer.object());
-        let token = Token::of(said, index, false);
-        if let Some(ask) = ask
-            && let Some(token) = &token
-            && (limit == Some(1) || token.ended())
-        {
-            return Ok(Next::Done(answer, ask));
-        }
-        self.arrived(x, &transfer, &answer).await?;
-        let stop = object.get(body, "stop");
-        let token = token.filter(|token| ask.is_some() && token.whole(stop));
-        let token = token.zip(wire::first_tok(said, index));
-        let choices = openai::count(object.get(body, "n"))
-            .unwrap_or(1)
-            .clamp(1, 1024) as u32;
-        let opening = Opening::of(said, index, chat, token.as_ref().map(|(t, _)| t), choices);
-
-        let mut leg = self.decode_leg(transfer.as_ref());
-        leg.path = Some(COMPLETIONS.into());
-        leg.plain_answer = true;
-        set_prompt(&mut leg, &tokens, token.as_ref().map(|(_, id)| *id));
-        if let Some(limit) = limit.filter(|_| chat || token.is_some()) {
-            let left = limit.saturating_sub(u64::from(token.is_some()));
-            leg.edits.push(Edit::Set(
-                "max_tokens",
-                Cow::Owned(left.to_string().into_bytes()),
-            ));
-        }
-        match chat || token.is_some() {
-            true => Ok(Next::Go(decode, leg, Box::new(opening))),
-            false => Ok(Next::Pass(decode, leg, First::Decode)),
-        }
-    }
-
-    /// The prompt's tokens, and how many fit into the model, where that is said.
-    async fn tokenize(
-        &self,
-        x: &Exchange,
-        request: &Request,
-        prefill: &Picked,
-        decode: &Picked,
-        chat: bool,
-    ) -> Result<(Tokens, Option<u64>), Stop> {
-        let prompt = request
-            .object
-            .get(request.body(), "prompt")
-            .filter(|_| !chat);
-        if let Some(tokens) = prompt.and_then(Tokens::of) {
-            return Ok((tokens, None));
-        }
-        // Both roles can, and each takes its share.
-        let (p, d) = (
-            x.members(Role::Prefill).len(),
-            x.members(Role::Decode).len(),
-        );
-        let turn = self.turns.fetch_add(1, Ordering::Relaxed) as usize;
-        let (role, near) = match turn % (p + d).max(1) < p {
-            true => (Role::Prefill, prefill),
-            false => (Role::Decode, decode),
-        };
-        let mut leg = Leg::new(Stage::Prefill);
-        leg.path = Some("/tokenize".into());
-        let body = wire::tokenize_body(request.body(), &request.object, chat);
-        leg.pieces = Some(vec![Piece::Own(body)]);
-        leg.plain_answer = true;
-        let answer = x
-            .call(x.pick_again(role, Some(near.instance().index))?, leg)
-            .await?;
-        let context = wire::whole_number(answer.body(), answer.object(), "max_model_len");
-        Ok((tokens_of(&answer)?, context))
-    }
-
-    /// Waits until P's KV is at D.
-    async fn arrived(
-        &self,
-        x: &Exchange,
-        transfer: &Option<Transfer>,
-        answer: &Answer,
-    ) -> Result<(), Stop> {
-        let Some(Transfer { ticket, receiver }) = transfer else {
-            return Ok(());
-        };
-        let tokens = openai::prompt_tokens(answer.body(), answer.object());
-        if tokens.is_some_and(|n| n < self.section.short_prompt.into()) {
-            x.tools
-                .metrics
-                .inc(Counter::notice_waits(NoticeWait::Short));
-            return Ok(());
-        }
-        let wanted = receiver.ranks();
-        let name = &answer.instance.name;
-        match x
-            .wait_notices(ticket, wanted, self.section.notice_timeout)
-            .await?
-        {
-            Came::All => self.ranks.all(),
-            Came::Failed => log::limited_for("transfer", name, log::Level::Warning, || {
-                format!("prefill {name} could not transfer its KV: decode computes by itself")
-            }),
-            Came::Late(came) => {
-                self.ranks.late(came, wanted);
-                log::limited_for("no_notice", name, log::Level::Warning, || {
-                    format!(
-                        "{came} of {wanted} notices of prefill {name} came within lmcache.notice_timeout"
-                    )
-                });
-                if self.section.on_timeout == OnTimeout::Error {
-                    let what = format!("Timed out waiting for ZMQ notification {}", ticket.id);
-                    return Err(Error::new(Kind::Timeout, Stage::Prefill, what).into());
-                }
-            }
-        }
-        Ok(())
     }
 
     /// D's leg, up to what a route changes of it.
@@ -495,49 +293,6 @@ fn no_chat(answer: &Answer) -> bool {
     matches!(answer.head.status, 404 | 405 | 501)
 }
 
-fn tokens_of(answer: &Answer) -> Result<Tokens, Stop> {
-    Tokens::of_answer(answer.body(), answer.object()).ok_or_else(|| {
-        let what = "its answer has no list of token ids";
-        let error = Error::new(Kind::BadResponse, Stage::Prefill, what);
-        Stop::Again(error.at(&answer.instance.name))
-    })
-}
-
-/// Tells P that its first token is wanted, and where its KV is.
-fn set_params(leg: &mut Leg, transfer: &Option<Transfer>, first_token: bool) {
-    let to = transfer
-        .as_ref()
-        .map(|t| (t.ticket.id.as_str(), &t.receiver));
-    if first_token || to.is_some() {
-        leg.edits
-            .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
-        let params = wire::params(first_token, to);
-        leg.edits.push(Edit::Set(KV_PARAMS, Cow::Owned(params)));
-    }
-}
-
-fn set_prompt(leg: &mut Leg, tokens: &Tokens, more: Option<u64>) {
-    leg.edits.extend(wire::CHAT_ONLY.map(Edit::Remove));
-    leg.edits
-        .push(Edit::Set("prompt", Cow::Owned(tokens.prompt(more))));
-}
-
-/// A prefill of these tokens, with what of a chat decides where its KV belongs.
-fn prefill_body(request: &Request, tokens: &Tokens, transfer: &Option<Transfer>) -> Vec<u8> {
-    let to = transfer
-        .as_ref()
-        .map(|t| (t.ticket.id.as_str(), &t.receiver));
-    let kept = ["model", "cache_salt", "priority"]
-        .into_iter()
-        .filter_map(|key| {
-            let value = request.object.get(request.body(), key)?;
-            Some((key, value.to_vec()))
-        });
-    let prompt = [("prompt", tokens.prompt(None))];
-    let params = to.map(|to| (KV_PARAMS, wire::params(false, Some(to))));
-    openai::one_token(kept.chain(prompt).chain(params))
-}
-
 /// D's whole answer, with P's token in front.
 async fn whole(
     x: &Exchange,
@@ -573,36 +328,4 @@ async fn prefill_alone(
     let opening = Opening::of(said, index, ask.chat, None, 1);
     let edits = opening.edits(said, index).unwrap_or_default();
     reply.whole_answer(x, &answer, &edits).await
-}
-
-/// What is learned of how many ranks send notices.
-#[derive(Default)]
-struct Ranks {
-    all: AtomicU64,
-    only_one: AtomicU64,
-    told: AtomicBool,
-}
-
-impl Ranks {
-    fn all(&self) {
-        self.all.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Once, when it is no chance any more.
-    fn late(&self, came: u32, wanted: usize) {
-        const SURE: u64 = 3;
-        if came != 1 || wanted < 2 || self.all.load(Ordering::Relaxed) > 0 {
-            return;
-        }
-        let seen = self.only_one.fetch_add(1, Ordering::Relaxed) + 1;
-        if seen >= SURE && !self.told.swap(true, Ordering::Relaxed) {
-            log::warning(|| {
-                format!(
-                    "only 1 of {wanted} ranks ever sends a notice, and every request waits for the others \
-                     until lmcache.notice_timeout: with MLA (or if only the first rank saves) list one \
-                     port in init_ports and alloc_ports"
-                )
-            });
-        }
-    }
 }
