@@ -375,7 +375,9 @@ fn first_tokens_and_surfaces() {
     assert!(bad("first_token_source: me").contains("must be 'prefill' or 'decode', got 'me'"));
     assert_eq!(good("surface: native").surface, Surface::Native);
     assert_eq!(good("surface: xpyd\nmodel: m").surface, Surface::Xpyd);
-    assert!(bad("surface: openai").contains("surface must be 'native' or 'xpyd', got 'openai'"));
+    assert!(bad("surface: openai").contains(
+        "surface must be 'native', 'epd', 'lmcache', 'multiturn', 'sidecar' or 'xpyd', got 'openai'"
+    ));
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn no_two_keys_share_a_cell() {
     );
     assert_eq!(
         page.value(r#"pdrelay_requests_total{endpoint="other",code="504"}"#),
-        13.0
+        16.0
     );
     assert_eq!(page.value("pdrelay_panics_total"), 100.0);
     assert_eq!(
