@@ -75,15 +75,15 @@ class Run:
     def wanted(self, name):
         return not self.args.only or self.args.only in name
 
-    def start(self, flags, kinds):
-        engines = Engines(self.lab, self.lab.base, flags)
+    def start(self, flags, kinds, apart=False):
+        engines = Engines(self.lab, self.lab.base, flags, apart)
         found = []
         # Ports move on, so that nothing of the group before is in the way.
         for kind in kinds:
             self.next_port = self.lab.base + 10 + (self.next_port - self.lab.base - 6) % 180
             one = kind(self.lab, engines, self.next_port)
             found.append(one)
-            self.result["peers"].setdefault(one.name, {"version": one.version(), "flags": one.flags, "hops": one.hops})
+            self.result["peers"].setdefault(one.name, {"version": one.version(), "flags": one.flags, "hops": one.hops, "stages": one.stages})
         self.say(f"started: {', '.join(one.name for one in found)}")
         return engines, found
 
@@ -151,7 +151,7 @@ class Run:
         for kind in self.kinds:
             if kind in (peer.Direct, peer.TwoShards, peer.TwoNginx, peer.TwoHaproxy) or self.late():
                 continue
-            engines, found = self.start(["--decode-tick-ms", 3_600_000], [kind])
+            engines, found = self.start(["--decode-tick-ms", 3_600_000], [kind], apart=True)
             time.sleep(1)
             row = load.idle(self.lab, found[0], most if not kind.slow else min(most, 400))
             self.result["idle"].append({"peer": kind.name, **row})

@@ -126,7 +126,7 @@ def figures(report, cell):
 
 
 def idle(lab, peer, streams):
-    """Resident memory per stream that has had its first token and now waits for the next."""
+    """Resident memory per stream that has been answered and waits for a token."""
     rest = peer.rss_kib()
     rate = 800 if not peer.slow else 40
     ramp = streams / rate

@@ -103,9 +103,10 @@ class Peer:
             try:
                 link.request("POST", "/v1/completions", body, {"content-type": "application/json", "connection": "close"})
                 answer = link.getresponse()
-                last = f"{answer.status} {answer.readline()[:200]}"
+                # The head is enough: an engine's next token may be an hour away.
                 if answer.status == 200:
                     return
+                last = f"{answer.status} {answer.read()[:200]}"
             except OSError as error:
                 last = repr(error)
             finally:
