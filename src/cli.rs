@@ -46,16 +46,31 @@ pub enum Command {
     },
     /// Print the completion script of a shell
     Completions { shell: Shell },
+    /// Run as vLLM's disagg_epd_proxy.py, v1 to v3, with its command line and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Epd(Raw),
+    /// Run as vLLM's disagg_proxy_multiturn.py, with its command line
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Multiturn(Raw),
+    /// Run as LMCache's disaggregated prefill proxy, with its command line and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Lmcache(Raw),
     /// Run as xPyD-proxy, 1.0 or 1.8, with its command line, files and HTTP surface
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Xpyd(Raw),
     /// Run as xPyD-proxy's start script, with its flags and environment
     #[command(disable_help_flag = true, disable_version_flag = true)]
     XpydStart(Raw),
+    /// Run as llm-d's pd-sidecar, with its flags, environment and HTTP surface
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Sidecar(Raw),
+    /// Run as llm-d-routing-sidecar, its first generation
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    RoutingSidecar(Raw),
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// xpyd or xpyd-start
+        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start
         program: String,
         /// What that program was started with
         #[arg(
@@ -242,7 +257,7 @@ mod tests {
     use crate::config::Role;
 
     const KNOWN: Known<'static> = Known {
-        handshakes: &["sequential", "nixl", "aggregated"],
+        handshakes: &["sequential", "nixl", "lmcache", "aggregated"],
         policies: &[
             "round_robin",
             "least_load",

@@ -87,19 +87,27 @@ fn engines(args: &DemoArgs, spec: &handshake::Spec) -> Vec<Role> {
     if spec.needs.contains(&Role::Aggregated) {
         return vec![Role::Aggregated; usize::from(args.prefill + args.decode)];
     }
-    let mut roles = vec![Role::Prefill; args.prefill.into()];
-    roles.resize(usize::from(args.prefill + args.decode), Role::Decode);
+    let mut roles = Vec::new();
+    if spec.needs.contains(&Role::Encode) {
+        roles.push(Role::Encode);
+    }
+    roles.extend(std::iter::repeat_n(Role::Prefill, args.prefill.into()));
+    roles.extend(std::iter::repeat_n(Role::Decode, args.decode.into()));
     roles
 }
 
 fn simulator(roles: &[Role]) -> pdsim::Options {
     let engines = roles.iter().map(|role| {
         let mut engine = pdsim::EngineOptions::new(match role {
+            Role::Encode => pdsim::Role::Encode,
             Role::Prefill => pdsim::Role::Prefill,
             Role::Decode => pdsim::Role::Decode,
-            _ => pdsim::Role::Both,
+            Role::Aggregated => pdsim::Role::Both,
         });
         engine.model = MODEL.into();
+        if roles.contains(&Role::Encode) {
+            engine.ec = pdsim::EcMode::V2;
+        }
         engine.timing.prefill_tokens_per_s = PREFILL_TOKENS_PER_S;
         engine.timing.decode_tick = DECODE_TICK;
         engine
@@ -112,15 +120,10 @@ fn simulator(roles: &[Role]) -> pdsim::Options {
 }
 
 fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
-    let instances = roles
-        .iter()
-        .zip(addresses)
-        .map(|(role, address)| InstanceConfig {
-            address: Address::tcp(address.ip().to_string(), address.port()),
-            role: *role,
-            weight: 1.0,
-            model: String::new(),
-        });
+    let instances = roles.iter().zip(addresses).map(|(role, address)| {
+        let address = Address::tcp(address.ip().to_string(), address.port());
+        InstanceConfig::new(address, *role)
+    });
     let cpus = args.cpus.as_ref().map(|list| list.0.clone());
     Config {
         model: MODEL.into(),

@@ -44,7 +44,15 @@ fn main() -> ExitCode {
         }
         Command::Migrate { program, args } => migrate(&program, &args),
         // Without arguments, which `stand_in` leaves to nobody.
-        Command::Xpyd(_) | Command::XpydStart(_) => unreachable!("stand_in() took it"),
+        Command::Epd(_)
+        | Command::Lmcache(_)
+        | Command::Multiturn(_)
+        | Command::Sidecar(_)
+        | Command::RoutingSidecar(_)
+        | Command::Xpyd(_)
+        | Command::XpydStart(_) => {
+            unreachable!("stand_in() took it")
+        }
     }
 }
 
@@ -76,8 +84,9 @@ fn run_as(program: &Program, args: &[String]) -> ExitCode {
     if let Some(log) = &start.log
         && let Err(error) = terminal::tee(log)
     {
-        eprintln!("ERROR: the output cannot go to {}: {error}", log.display());
-        return ExitCode::FAILURE;
+        // As with `| tee`: without the copy, but it runs.
+        let log = log.display();
+        eprintln!("WARNING: {log} cannot be written ({error}): the log is only here");
     }
     serve(Start {
         loaded: start.loaded,
@@ -158,6 +167,7 @@ fn serve(start: Start) -> ExitCode {
         }
     };
     let drain = config.timeouts.drain;
+    let secret = config.tls.as_ref().is_some_and(|tls| tls.strict);
     // Before any thread starts, so that all of them leave the signals to this one.
     let signals = signal::block();
     let server = match pdrelay::server::Server::start(config) {
@@ -171,10 +181,17 @@ fn serve(start: Start) -> ExitCode {
         log::info(|| line.clone());
     }
     eprintln!(
-        "pdrelay {} listens on http://{}",
+        "pdrelay {} listens on {}://{}",
         env!("CARGO_PKG_VERSION"),
+        if secret { "https" } else { "http" },
         server.address
     );
+    if let Some(address) = server.notices() {
+        log::info(|| format!("notices are taken at tcp://{address}"));
+    }
+    for (_, address) in server.addresses.iter().skip(1) {
+        eprintln!("and on {address}");
+    }
     server.on_failure(signal::raise_end);
     if let Some(file) = start.file {
         watch_file(file);

@@ -1,9 +1,14 @@
 //! The only cross-thread cells. Shards read these without locks on the way of a request.
 
 use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
 
 /// A value that the control thread replaces whole and shards read by snapshot.
 pub struct Published<T> {
@@ -66,5 +71,160 @@ impl<T> Reader<T> {
             *cached = (generation, Rc::new(self.source.get()));
         }
         cached.1.clone()
+    }
+}
+
+/// Stripes of a [`Striped`]: so many threads can be in it at once.
+const STRIPES: usize = 64;
+
+/// A map that all threads share, for few and short accesses. Bounded, and what nobody takes out expires.
+pub struct Striped<K, V> {
+    stripes: Box<[CachePadded<Mutex<Stripe<K, V>>>]>,
+    hasher: RandomState,
+    each_max: usize,
+    keep: Duration,
+}
+
+struct Stripe<K, V> {
+    values: HashMap<K, Stored<V>>,
+    /// Oldest first, with the turn of the value it stands for.
+    order: VecDeque<(K, u64)>,
+    turns: u64,
+}
+
+struct Stored<V> {
+    value: V,
+    since: Instant,
+    turn: u64,
+}
+
+impl<K: Hash + Eq + Clone, V> Striped<K, V> {
+    /// About `max` values, each for `keep`; beyond that the oldest go.
+    pub fn new(max: usize, keep: Duration) -> Striped<K, V> {
+        let stripe = || {
+            CachePadded::new(Mutex::new(Stripe {
+                values: HashMap::new(),
+                order: VecDeque::new(),
+                turns: 0,
+            }))
+        };
+        Striped {
+            stripes: std::iter::repeat_with(stripe).take(STRIPES).collect(),
+            hasher: RandomState::new(),
+            each_max: max.div_ceil(STRIPES).max(1),
+            keep,
+        }
+    }
+
+    fn stripe(&self, key: &K) -> MutexGuard<'_, Stripe<K, V>> {
+        let at = self.hasher.hash_one(key) as usize % STRIPES;
+        let stripe = self.stripes[at].lock();
+        stripe.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what was there.
+    pub fn put(&self, key: K, value: V) {
+        let now = Instant::now();
+        let mut stripe = self.stripe(&key);
+        stripe.turns += 1;
+        let turn = stripe.turns;
+        stripe.order.push_back((key.clone(), turn));
+        let since = now;
+        stripe.values.insert(key, Stored { value, since, turn });
+        stripe.shrink(self.each_max, self.keep, now);
+    }
+
+    /// Looks at a value, and may change it. `None`: there is none, or it has expired.
+    pub fn with<R>(&self, key: &K, look: impl FnOnce(&mut V) -> R) -> Option<R> {
+        let mut stripe = self.stripe(key);
+        let stored = stripe.values.get_mut(key)?;
+        (stored.since.elapsed() < self.keep).then(|| look(&mut stored.value))
+    }
+
+    pub fn take(&self, key: &K) -> Option<V> {
+        let stored = self.stripe(key).values.remove(key)?;
+        (stored.since.elapsed() < self.keep).then_some(stored.value)
+    }
+
+    pub fn len(&self) -> usize {
+        let of = |stripe: &CachePadded<Mutex<Stripe<K, V>>>| {
+            stripe
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values
+                .len()
+        };
+        self.stripes.iter().map(of).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K: Hash + Eq, V> Stripe<K, V> {
+    /// Takes out what is too old or too much, and forgets the places of what was taken before.
+    fn shrink(&mut self, max: usize, keep: Duration, now: Instant) {
+        while let Some((key, turn)) = self.order.front() {
+            let stored = self.values.get(key).filter(|stored| stored.turn == *turn);
+            let goes = stored.map(|stored| {
+                let old = now.saturating_duration_since(stored.since) >= keep;
+                old || self.values.len() > max
+            });
+            match goes {
+                Some(false) if self.order.len() <= 2 * max => return,
+                // Behind a long-lived one stand many that were taken: put it where it cannot hide them.
+                Some(false) => {
+                    self.order.retain(|(key, turn)| {
+                        self.values
+                            .get(key)
+                            .is_some_and(|stored| stored.turn == *turn)
+                    });
+                    return;
+                }
+                Some(true) => drop(self.values.remove(key)),
+                None => {}
+            }
+            self.order.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_striped_map_is_bounded_and_forgets() {
+        let map: Striped<u64, u64> = Striped::new(64 * STRIPES, Duration::from_secs(60));
+        for i in 0..100_000 {
+            map.put(i, i);
+        }
+        assert!(map.len() <= 64 * STRIPES, "{}", map.len());
+        assert_eq!(map.take(&99_999), Some(99_999));
+        assert_eq!(map.take(&99_999), None);
+        assert_eq!(map.with(&99_998, |v| std::mem::replace(v, 1)), Some(99_998));
+        assert_eq!(map.take(&99_998), Some(1));
+        let brief: Striped<u64, u64> = Striped::new(1000, Duration::ZERO);
+        brief.put(1, 1);
+        assert_eq!(brief.take(&1), None);
+        assert!(brief.is_empty());
+    }
+
+    #[test]
+    fn a_long_lived_value_never_keeps_the_places_of_those_that_left() {
+        let map: Striped<u64, u64> = Striped::new(STRIPES * 8, Duration::from_secs(60));
+        map.put(0, 0);
+        for i in 1..100_000 {
+            map.put(i, i);
+            map.take(&i);
+        }
+        assert_eq!(map.take(&0), Some(0));
+        let places: usize = map
+            .stripes
+            .iter()
+            .map(|s| s.lock().unwrap().order.len())
+            .sum();
+        assert!(places <= STRIPES * 18, "{places}");
     }
 }

@@ -70,6 +70,9 @@ impl Terminal for Standard {
 
 /// From now on, all output goes to this file, too.
 pub fn tee(file: &Path) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     // Appended to a file that exists, so that a wrong place is an error here and not in the child.
     std::fs::OpenOptions::new()
         .create(true)

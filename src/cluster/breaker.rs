@@ -238,6 +238,11 @@ impl Breaker {
         self.falls.fetch_add(1, Relaxed);
     }
 
+    /// So that what was noted of another one before cannot be taken for what is known of this.
+    pub fn begin_at(&self, falls: u64) {
+        self.falls.store(falls, Relaxed);
+    }
+
     pub fn falls(&self) -> u64 {
         self.falls.load(Relaxed)
     }

@@ -46,6 +46,8 @@ impl fmt::Display for Change {
 pub enum Refused {
     Exists(String),
     Unknown(String),
+    /// No stage of this handshake asks such an instance.
+    Unused(Role, &'static str),
 }
 
 impl fmt::Display for Refused {
@@ -53,6 +55,10 @@ impl fmt::Display for Refused {
         match self {
             Refused::Exists(what) => write!(f, "{what} is in the list already"),
             Refused::Unknown(what) => write!(f, "{what} is not in the list"),
+            Refused::Unused(role, handshake) => {
+                let role = role.name();
+                write!(f, "handshake {handshake} does not use {role} instances")
+            }
         }
     }
 }
@@ -87,7 +93,7 @@ impl Cluster {
                     .store(drain, Ordering::Relaxed);
             }
             Change::Remove(..) | Change::RemoveOne(_) => {
-                // Not marked: until the new list is published (which may wait for DNS) it is the list, and
+                // Not marked: until the new list is published it is the list, and
                 // afterwards nobody picks from the old one.
                 let gone = match change {
                     Change::Remove(role, address) => self.known(*role, address)?,
@@ -166,10 +172,8 @@ mod tests {
 
     fn config(list: &[(Role, u16, f64)]) -> Config {
         let one = |(role, port, weight): &(Role, u16, f64)| InstanceConfig {
-            address: Address::tcp("127.0.0.1", *port),
-            role: *role,
             weight: *weight,
-            model: String::new(),
+            ..InstanceConfig::new(Address::tcp("127.0.0.1", *port), *role)
         };
         Config {
             instances: list.iter().map(one).collect(),
@@ -249,12 +253,7 @@ mod tests {
         let address = Address::tcp("127.0.0.1", 2);
         let step = |c: &Cluster, change| c.after(&change, &breaker, &metrics);
         let less = step(&cluster, Change::Remove(Role::Decode, address.clone())).unwrap();
-        let one = InstanceConfig {
-            address,
-            role: Role::Decode,
-            weight: 1.0,
-            model: String::new(),
-        };
+        let one = InstanceConfig::new(address, Role::Decode);
         let more = step(&less, Change::Add(one.clone())).unwrap();
         assert_eq!(more.instances.last().unwrap().index, 2);
         assert!(matches!(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::net::runtime::Driver;
 use crate::net::stream::{Stream, Target};
+use crate::net::tls::Trust;
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 
@@ -29,6 +30,8 @@ pub struct Ask<'a> {
     /// What stands in front of its paths.
     pub prefix: &'a str,
     pub path: &'a str,
+    /// It is behind TLS, and believed by this.
+    pub trust: Option<&'a Trust>,
     /// Sent as a bearer token.
     pub key: Option<&'a str>,
 }
@@ -45,7 +48,19 @@ async fn any(ask: &Ask<'_>) -> Result<Fetched, String> {
     let mut last = "its name has no address".to_owned();
     for target in ask.targets {
         match Stream::connect(target, Driver::Epoll, |_| {}).await {
-            Ok(stream) => return one(&stream, ask).await,
+            Ok(plain) => {
+                let stream = match ask.trust {
+                    // Without a port, and without the brackets of an IPv6 address.
+                    Some(trust) => {
+                        let host = ask.host.rsplit_once(':').map_or(ask.host, |(host, _)| host);
+                        let host = host.trim_matches(['[', ']']);
+                        let secret = trust.connect(plain, host).await;
+                        secret.map_err(|error| error.to_string())?
+                    }
+                    None => plain,
+                };
+                return one(&stream, ask).await;
+            }
             Err(error) => last = error.to_string(),
         }
     }

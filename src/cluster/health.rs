@@ -12,9 +12,6 @@ use crate::config::HealthCheck;
 use crate::log;
 use crate::net::stream::Target;
 
-/// Failures in a row before an instance counts as unhealthy; one success brings it back.
-const FAILURES: u32 = 2;
-
 /// How often an instance is probed while it is down, at least.
 pub const EVERY_WHILE_DOWN: Duration = Duration::from_secs(1);
 
@@ -33,11 +30,12 @@ pub async fn round(instance: &Instance, check: &HealthCheck, failures: u32) -> u
         Err(_) => "no answer in time".to_owned(),
     };
     // One that was never seen is not there; one that was is given a second chance.
-    if failures + 1 >= FAILURES || instance.found() != Health::Healthy {
+    let most = check.failure_threshold;
+    if failures + 1 >= most || instance.found() != Health::Healthy {
         instance.note_found(Health::Unhealthy);
     }
     if check.enabled {
-        bad(instance, failures, &why);
+        bad(instance, failures + 1 >= most, &why);
     }
     failures + 1
 }
@@ -52,8 +50,8 @@ fn good(instance: &Instance) {
     }
 }
 
-fn bad(instance: &Instance, before: u32, why: &str) {
-    if before + 1 >= FAILURES && instance.health() != Health::Unhealthy {
+fn bad(instance: &Instance, enough: bool, why: &str) {
+    if enough && instance.health() != Health::Unhealthy {
         instance.set_health(Health::Unhealthy);
         let (role, name) = (instance.role.name(), &instance.name);
         log::warning(|| format!("{role} {name} fails its health check: {why}"));
@@ -64,7 +62,15 @@ fn bad(instance: &Instance, before: u32, why: &str) {
 pub async fn probe(instance: &Instance, path: &str) -> Result<(), String> {
     let targets = instance.targets.get();
     let target = targets.first().ok_or("its name has no address")?;
+    let raw = |path: String| async move {
+        let status = raw_status(instance, target, &path).await;
+        status.map_err(|e| e.to_string())
+    };
     let status = match target {
+        // Nor does it know whom to believe.
+        Target::Tcp(_) if instance.address.tls() => {
+            raw(format!("{}{path}", instance.prefix)).await?
+        }
         Target::Tcp(address) => {
             let uri = format!("http://{address}{}{path}", instance.prefix);
             let request = Client::default().get(uri).header("host", &*instance.host);
@@ -76,7 +82,7 @@ pub async fn probe(instance: &Instance, path: &str) -> Result<(), String> {
                 .as_u16()
         }
         // The client crate only dials TCP by URI.
-        Target::Unix(_) => unix_status(target, path).await.map_err(|e| e.to_string())?,
+        Target::Unix(_) => raw(path.to_owned()).await?,
     };
     match status {
         200..=299 => Ok(()),
@@ -84,13 +90,18 @@ pub async fn probe(instance: &Instance, path: &str) -> Result<(), String> {
     }
 }
 
-async fn unix_status(target: &Target, path: &str) -> std::io::Result<u16> {
+async fn raw_status(instance: &Instance, target: &Target, path: &str) -> std::io::Result<u16> {
     use crate::net::runtime::Driver;
     use crate::net::stream::Stream;
     use crate::wire::head::{HeadScan, ResponseHead};
     let bad = |what: &str| std::io::Error::other(what.to_owned());
-    let stream = Stream::connect(target, Driver::Epoll, |_| {}).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let mut stream = Stream::connect(target, Driver::Epoll, |_| {}).await?;
+    if let Some(trust) = instance.trust.get() {
+        let name = instance.address.network().map_or("", |(host, _)| host);
+        stream = trust.connect(stream, name).await?;
+    }
+    let host = &instance.host;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.into_bytes()).await.0?;
     let mut bytes = Vec::with_capacity(16 << 10);
     let mut scan = HeadScan::default();

@@ -91,6 +91,7 @@ async fn models(
         host: &instance.host,
         prefix: &instance.prefix,
         path: "/v1/models",
+        trust: instance.trust.get(),
         key: key.map(|key| key.0.as_str()),
     };
     let fetched = fetch::get(&ask, limit).await?;

@@ -61,9 +61,10 @@ impl Load {
         }
     }
 
-    fn charge(&self, by: Counts) {
-        self.0.requests.fetch_add(by.requests, Ordering::Relaxed);
+    /// Returns the requests that were there before.
+    fn charge(&self, by: Counts) -> i64 {
         self.0.tokens.fetch_add(by.tokens, Ordering::Relaxed);
+        self.0.requests.fetch_add(by.requests, Ordering::Relaxed)
     }
 }
 
@@ -103,23 +104,34 @@ impl LoadView {
 
     /// Charges the instance until the returned unit is dropped.
     pub fn charge(self: &Rc<Self>, instance: &Arc<Instance>, tokens: u64) -> InFlight {
+        self.charge_and_see(instance, tokens).0
+    }
+
+    /// Also: the instance's requests just before, over all shards.
+    pub fn charge_and_see(
+        self: &Rc<Self>,
+        instance: &Arc<Instance>,
+        tokens: u64,
+    ) -> (InFlight, i64) {
         let charge = Counts {
             requests: 1,
             tokens: tokens as i64,
         };
-        self.add(instance, charge);
-        InFlight {
+        let before = self.add(instance, charge);
+        let unit = InFlight {
             instance: instance.clone(),
             view: self.clone(),
             charge: Cell::new(charge),
-        }
+        };
+        (unit, before)
     }
 
-    fn add(&self, instance: &Instance, by: Counts) {
-        instance.load.charge(by);
+    fn add(&self, instance: &Instance, by: Counts) -> i64 {
+        let before = instance.load.charge(by);
         let mut entries = self.entries.borrow_mut();
         let entry = entry(&mut entries, instance.index);
         entry.own = entry.own + by;
+        before
     }
 }
 

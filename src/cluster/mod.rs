@@ -12,19 +12,24 @@
 pub mod breaker;
 pub mod change;
 pub mod fetch;
+pub mod guest;
 pub mod health;
+pub mod kubernetes;
 pub mod learn;
 pub mod load;
 pub mod models;
+pub mod names;
 pub mod ring;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role, Url};
+use crate::config::epd::Consumer;
+use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
+use crate::net::tls::Trust;
 use crate::shared::Published;
 use breaker::{Breaker, State};
 use load::{Estimate, Load};
@@ -47,6 +52,9 @@ pub struct Instance {
     /// What stands in front of every path that it is asked for.
     pub prefix: Box<str>,
     pub weight: f64,
+    pub consumer: Consumer,
+    /// Whose turn it is among its data-parallel ranks.
+    pub rank_turn: AtomicU32,
     /// The model that it is configured for.
     pub configured: Option<Arc<str>>,
     /// The model that it says it serves. Not read on the way of a request.
@@ -73,6 +81,8 @@ pub struct Instance {
     /// Where to connect; several when DNS gives several. Empty until resolved.
     pub targets: Published<Vec<Target>>,
     pub metrics: Arc<InstanceMetrics>,
+    /// Whose certificates are believed of it, where it is behind TLS: for probes.
+    pub trust: OnceLock<Trust>,
     /// Instances (by index) that have taken KV from this one, each with the starts of both by then.
     /// Shards keep copies of what they have seen here.
     met: Mutex<HashMap<usize, (u64, u64)>>,
@@ -120,6 +130,8 @@ impl Instance {
             host: one.address.host_port().into(),
             prefix: one.address.prefix().into(),
             weight: one.weight,
+            consumer: one.consumer.clone(),
+            rank_turn: AtomicU32::new(0),
             configured: Some(one.model.as_str())
                 .filter(|model| !model.is_empty())
                 .map(Arc::from),
@@ -136,8 +148,9 @@ impl Instance {
             removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
-            targets: Published::new(literal_targets(&one.address)),
+            targets: Published::new(names::literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
+            trust: OnceLock::new(),
             met: Mutex::default(),
             name,
         }
@@ -189,7 +202,9 @@ impl Instance {
 
     /// Is it what this entry of a file says?
     pub fn configured_as(&self, one: &InstanceConfig) -> bool {
-        self.weight == one.weight && self.configured.as_deref().unwrap_or("") == one.model
+        self.weight == one.weight
+            && self.configured.as_deref().unwrap_or("") == one.model
+            && self.consumer == one.consumer
     }
 
     /// A byte came from it. Written at most once per tick of the coarse clock, so that the line does not
@@ -383,31 +398,5 @@ impl Cluster {
         self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
-    }
-}
-
-/// Addresses that need no DNS.
-fn literal_targets(address: &Address) -> Vec<Target> {
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
-            let ip: Result<std::net::IpAddr, _> = host.parse();
-            ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
-                .unwrap_or_default()
-        }
-    }
-}
-
-/// Looks an address up. Blocks: for the control thread, and before the shards start.
-pub fn resolve(address: &Address) -> Vec<Target> {
-    use std::net::ToSocketAddrs;
-    match address {
-        Address::Unix(path) => vec![Target::Unix(path.clone())],
-        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
-            (host.as_str(), *port)
-                .to_socket_addrs()
-                .map(|found| found.map(Target::Tcp).collect())
-                .unwrap_or_default()
-        }
     }
 }

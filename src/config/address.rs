@@ -131,7 +131,7 @@ impl Address {
                  address, nor a host name"
             ));
         }
-        Ok(Address::tcp(host, number as u16))
+        Ok(Address::tcp(one_spelling(host), number as u16))
     }
 }
 
@@ -169,6 +169,14 @@ fn host_ok(host: &str) -> bool {
     host.len() <= 253
         && host.split('.').filter(|l| !l.is_empty()).count() > 0
         && host.trim_end_matches('.').split('.').all(label_ok)
+}
+
+/// The same engine written in two ways would be two.
+fn one_spelling(host: &str) -> String {
+    match host.parse::<std::net::IpAddr>() {
+        Ok(ip) => ip.to_canonical().to_string(),
+        Err(_) => host.to_ascii_lowercase(),
+    }
 }
 
 fn label_ok(label: &str) -> bool {

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
 use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts};
+use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -16,10 +17,85 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
     ("roundrobin", "round_robin"),
 ];
 
+const EPD: &str = "epd";
+
+/// What encoder disaggregation needs, and what of it makes no sense.
+fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Report) {
+    let epd = &config.epd;
+    if config.handshake != EPD {
+        if report.is_set("epd") {
+            let message = "epd has no effect without handshake: epd";
+            report.warning("epd", message, "remove it, or write handshake: epd");
+        }
+        return;
+    }
+    if epd.dynamic_registration && config.surface != Surface::Epd {
+        let message = "dynamic_registration is for the paths of the EPD proxy";
+        report.problem("epd.dynamic_registration", message, "write surface: epd");
+    }
+    if epd.dynamic_registration && config.admin_api_key.is_none() {
+        let message = "dynamic_registration needs a key: whoever has it may add instances";
+        report.problem(
+            "epd.dynamic_registration",
+            message,
+            "set ADMIN_API_KEY, or admin_api_key",
+        );
+    }
+    let there = |role| count(config, role) > 0;
+    let then = match &epd.then {
+        Some(name) if name == EPD || !known.handshakes.contains(&name.as_str()) => {
+            let mut inner = known.handshakes.to_vec();
+            inner.retain(|name| *name != EPD);
+            let message = format!(
+                "Unknown handshake '{name}'; expected one of {}",
+                listed(&inner)
+            );
+            return report.problem("epd.then", message, suggest(name, &inner));
+        }
+        Some(name) => name.as_str(),
+        None if there(Role::Aggregated) => "aggregated",
+        None => "nixl",
+    };
+    let needed = needs(then).unwrap_or_default();
+    for role in Role::ALL {
+        let (name, needed) = (role.name(), needed.contains(&role) || role == Role::Encode);
+        if needed && !there(role) && !epd.dynamic_registration && report.is_sound(name) {
+            let message = format!("Please specify at least one {name} node.");
+            let fix = format!("handshake epd, then {then}, needs {name}: [host:port]");
+            report.problem(name, message, fix);
+        } else if !needed && there(role) && needs(then).is_some() {
+            let message = format!(
+                "mixes aggregated and prefill/decode instances: epd, then {then}, does not use \
+                 {name} instances"
+            );
+            report.problem(name, message, "remove them, or choose another 'then'");
+        }
+    }
+    let consumer = match there(Role::Prefill) {
+        true => Role::Prefill,
+        false => Role::Aggregated,
+    };
+    for (instance, place) in config.instances.iter().zip(places) {
+        let Consumer { dp_size, addresses } = &instance.consumer;
+        if !addresses.is_empty() && addresses.len() != *dp_size as usize {
+            let n = addresses.len();
+            let message = format!("ec_addresses has {n} addresses for dp_size {dp_size}");
+            report.problem(place, message, "write one address per data-parallel rank");
+        }
+        if !instance.consumer.is_plain() && instance.role != consumer {
+            let (role, consumer) = (instance.role.name(), consumer.name());
+            let message =
+                format!("a {role} instance takes no encodings here: the {consumer} instances do");
+            report.problem(place, message, "move dp_size and ec_addresses there");
+        }
+    }
+}
+
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
-        "sequential" | "nixl" => Some(&[Role::Prefill, Role::Decode]),
+        "lmcache" | "mooncake" | "multiturn" | "nixl" | "nixl_flat" | "offloading"
+        | "sequential" | "sglang" | "shared_storage" => Some(&[Role::Prefill, Role::Decode]),
         "aggregated" => Some(&[Role::Aggregated]),
         _ => None,
     }
@@ -34,6 +110,13 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
+    check_sidecar(config, report);
+    check_epd(config, places, known, report);
+    let receivers = match report.is_set("zmq") {
+        true => "zmq.receivers",
+        false => "lmcache.receivers",
+    };
+    lmcache::check(config, receivers, report);
 }
 
 fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
@@ -45,19 +128,6 @@ fn check_handshake(config: &Config, known: &Known, report: &mut Report) {
         } else {
             "disaggregated_mode"
         };
-        if name == "zmq" {
-            let (message, fix) = match report.is_set("zmq") {
-                false => (
-                    "disaggregated_mode=zmq requires a zmq configuration",
-                    "and it is not supported yet: use nixl or direct",
-                ),
-                true => (
-                    "disaggregated_mode zmq is not supported yet: it lands with the LMCache handshake",
-                    "use nixl or direct",
-                ),
-            };
-            return report.problem(key, message, fix);
-        }
         let message = format!(
             "Unknown handshake '{name}'; expected one of {}",
             listed(known.handshakes)
@@ -184,16 +254,26 @@ fn count(config: &Config, role: Role) -> usize {
 fn check_roles(config: &Config, places: &[String], report: &mut Report) {
     let handshake = config.handshake.as_str();
     if config.instances.is_empty() && !any_stage_is_set(report) {
+        if config.handshake == EPD && config.epd.dynamic_registration {
+            return;
+        }
         let message = match config.surface {
-            Surface::Native => "no instances are configured",
+            Surface::Native
+            | Surface::Epd
+            | Surface::Lmcache
+            | Surface::Multiturn
+            | Surface::Sidecar => "no instances are configured",
             Surface::Xpyd => "Please specify at least one decode node.",
         };
         let fix = "list prefill and decode addresses, or aggregated ones";
         report.problem("", message, fix);
         return;
     }
-    let Some(needed) = needs(handshake) else {
-        return;
+    let needed = match (&config.sidecar, needs(handshake)) {
+        (_, None) => return,
+        // P comes with the request.
+        (Some(_), Some(needed)) if needed.contains(&Role::Prefill) => &[Role::Decode],
+        (_, Some(needed)) => needed,
     };
     if places.iter().any(|place| is_of_models(place)) {
         check_models(config, report);
@@ -249,11 +329,6 @@ fn any_stage_is_set(report: &Report) -> bool {
 fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
     let mut first: HashMap<&Address, Role> = HashMap::new();
     for (instance, place) in config.instances.iter().zip(places) {
-        let text = &instance.address;
-        if instance.address.tls() {
-            let message = format!("Instance '{text}': engines behind TLS are not supported yet");
-            report.problem(place, message, "write http://");
-        }
         let role = *first.entry(&instance.address).or_insert(instance.role);
         if role != instance.role {
             let message = format!(
@@ -264,6 +339,58 @@ fn check_addresses(config: &Config, places: &[String], report: &mut Report) {
             );
             report.problem(place, message, "one engine has one role");
         }
+    }
+}
+
+fn check_sidecar(config: &Config, report: &mut Report) {
+    let Some(sidecar) = &config.sidecar else {
+        if config.surface == Surface::Sidecar {
+            let message = "surface: sidecar has no sidecar section";
+            report.problem("surface", message, "write sidecar: {} as well");
+        }
+        return;
+    };
+    if config.surface != Surface::Sidecar && report.is_sound("surface") {
+        let key = if report.is_set("surface") {
+            "surface"
+        } else {
+            "sidecar"
+        };
+        let message = "sidecar goes with surface: sidecar, whose paths are the engine's";
+        report.problem(key, message, "write surface: sidecar");
+    }
+    if ![
+        "mooncake",
+        "nixl",
+        "nixl_flat",
+        "offloading",
+        "sequential",
+        "sglang",
+        "shared_storage",
+    ]
+    .contains(&config.handshake.as_str())
+    {
+        let message = format!(
+            "handshake {} takes no prefill instance from a header",
+            config.handshake
+        );
+        report.problem("handshake", message, "use nixl, or remove sidecar");
+    }
+    if config.instances.len() > 1024 {
+        let message = "a sidecar has at most 1024 decode instances, one per rank";
+        report.problem("decode", message, "list the engine next to it");
+    }
+    if sidecar.p2p_pull && config.handshake != "nixl" {
+        let message = "p2p_pull goes with handshake nixl only";
+        report.problem("sidecar.p2p_pull", message, "remove it");
+    }
+    let ranks = count(config, Role::Decode) as u16;
+    let own = sidecar.metrics_port;
+    if own.is_some_and(|port| {
+        port != 0 && (config.port..config.port.saturating_add(ranks)).contains(&port)
+    }) {
+        let message = "metrics_port is a port that a rank listens on";
+        report.problem("sidecar.metrics_port", message, "choose another one");
     }
 }
 
@@ -301,6 +428,32 @@ fn check_cores(cores: &Cores, report: &mut Report) {
     }
 }
 
+fn check_multiturn(config: &Config, report: &mut Report) {
+    if config.handshake != "multiturn" {
+        if config.multiturn != super::Multiturn::default() {
+            let message = format!("it has no effect on the handshake '{}'", config.handshake);
+            report.warning("multiturn", message, "write handshake: multiturn");
+        }
+        return;
+    }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        let message = "the handshake 'multiturn' sends decode's own first token";
+        report.problem("first_token_source", message, "remove it");
+    }
+    if config.multiturn.ttl > ENGINE_TTL {
+        let message = format!(
+            "{} is longer than engines keep the blocks by default ({})",
+            show_duration(config.multiturn.ttl),
+            show_duration(ENGINE_TTL)
+        );
+        let fix = "give the engines a longer decoder_kv_blocks_ttl, or lower it";
+        report.warning("multiturn.ttl", message, fix);
+    }
+}
+
+/// `decoder_kv_blocks_ttl` of vLLM.
+const ENGINE_TTL: Duration = Duration::from_secs(480);
+
 fn check_pairs(config: &Config, report: &mut Report) {
     let Limits {
         body_bytes_max,
@@ -320,6 +473,7 @@ fn check_pairs(config: &Config, report: &mut Report) {
             .unwrap_or("limits");
         report.problem(key, message, "raise the first or lower the second");
     }
+    check_multiturn(config, report);
     let retry = &config.retry;
     ordered(
         report,
@@ -387,9 +541,35 @@ pub fn print(config: &Config) -> String {
             &config.model
         },
     );
-    line("handshake", &config.handshake);
+    match (&*config.handshake, &config.epd.then) {
+        (EPD, Some(then)) => line("handshake", &format!("{EPD}, then {then}")),
+        (handshake, _) => line("handshake", handshake),
+    }
+    if config.handshake == EPD {
+        line(
+            EPD,
+            &differing(&epd(&config.epd), &epd(&Default::default())),
+        );
+    }
+    if lmcache::used(config) && config.lmcache.variant == lmcache::Variant::Notified {
+        let (host, port) = (config.lmcache.host.clone(), config.lmcache.port);
+        line("notices", &format!("tcp://{}", Address::tcp(host, port)));
+    }
     if config.surface != Surface::Native {
         line("surface", config.surface.name());
+    }
+    if let Some(sidecar) = &config.sidecar {
+        let keys = super::sidecar::write_sidecar(sidecar);
+        let shown: Vec<String> = keys.iter().map(|(k, v)| format!("{k} {v}")).collect();
+        line("sidecar", &shown.join(", "));
+    }
+    let tls = match &config.tls {
+        None => "off",
+        Some(tls) if tls.strict => "on",
+        Some(_) => "on, and plain HTTP on the same port",
+    };
+    if config.tls.is_some() {
+        line("tls", tls);
     }
     if config.first_token_source == FirstTokenSource::Prefill {
         line("first_token", "prefill");
@@ -398,6 +578,10 @@ pub fn print(config: &Config) -> String {
     let (now, usual) = (startup_shown(startup), startup_shown(&Default::default()));
     if now != usual {
         line("startup", &differing(&now, &usual));
+    }
+    if config.handshake == "multiturn" {
+        let (now, usual) = (multiturn(&config.multiturn), multiturn(&Default::default()));
+        line("multiturn", &differing(&now, &usual));
     }
     let scheduling = &config.scheduling;
     line(
@@ -538,6 +722,49 @@ fn limits(limits: &Limits) -> Shown {
     ]
 }
 
+fn epd(epd: &super::epd::Epd) -> Shown {
+    let super::epd::Epd {
+        version,
+        then: _,
+        rewrite,
+        encoder_batch_max,
+        media_max,
+        dynamic_registration,
+        evicted_ttl,
+    } = epd;
+    let ttl = evicted_ttl.map_or("none".into(), show_duration);
+    vec![
+        ("version", version.name().into()),
+        ("rewrite", rewrite.to_string()),
+        ("encoder_batch_max", encoder_batch_max.to_string()),
+        ("media_max", media_max.to_string()),
+        ("dynamic_registration", dynamic_registration.to_string()),
+        ("evicted_ttl", ttl),
+    ]
+}
+
+fn multiturn(multiturn: &super::Multiturn) -> Shown {
+    let super::Multiturn {
+        ttl,
+        entries_max,
+        bytes_max,
+        expose_kv_params,
+        remote_host,
+        redis,
+        redis_timeout,
+    } = multiturn;
+    let redis = redis.as_ref().map_or("none".into(), ToString::to_string);
+    vec![
+        ("ttl", show_duration(*ttl)),
+        ("entries_max", entries_max.to_string()),
+        ("bytes_max", show_bytes(*bytes_max)),
+        ("expose_kv_params", expose_kv_params.to_string()),
+        ("remote_host", remote_host.name().into()),
+        ("redis", redis),
+        ("redis_timeout", show_duration(*redis_timeout)),
+    ]
+}
+
 fn startup_shown(startup: &super::Startup) -> Shown {
     let super::Startup {
         wait_timeout,
@@ -611,12 +838,14 @@ fn health_check(config: &Config) -> Shown {
         enabled: _,
         interval,
         timeout,
+        failure_threshold,
         wedge_after,
         path,
     } = &config.health_check;
     vec![
         ("interval", show_duration(*interval)),
         ("timeout", show_duration(*timeout)),
+        ("failure_threshold", failure_threshold.to_string()),
         ("wedge_after", show_duration(*wedge_after)),
         ("path", path.clone()),
     ]

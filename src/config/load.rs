@@ -240,7 +240,9 @@ pub fn load_over(
         zmq,
         ..
     } = draft;
-    if zmq && mode != Some("zmq") {
+    if mode == Some("lmcache") {
+        schema::apply_zmq(zmq, &mut config, &mut report);
+    } else if zmq.is_some() {
         let message = "zmq has no effect without disaggregated_mode: zmq";
         report.warning("zmq", message, "remove it");
     }
@@ -256,6 +258,10 @@ pub fn load_over(
         (None, Some(mode)) => mode.into(),
         (None, None) => config.handshake,
     };
+    if config.sidecar.is_some() && !report.is_set("retry.enabled") {
+        // One P and one D: there is nobody else to ask, and P has a policy of its own.
+        config.retry.enabled = false;
+    }
     check::drop_unknown_schedulers(&mut config, known, &mut report);
     check::check(&config, &places, known, &mut report);
 

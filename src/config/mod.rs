@@ -8,11 +8,15 @@
 
 pub mod address;
 pub mod check;
+pub mod epd;
 pub mod legacy;
+pub mod lmcache;
 pub mod load;
+pub mod multiturn;
 pub mod quantity;
 mod reader;
 pub mod schema;
+pub mod sidecar;
 #[cfg(test)]
 mod tests;
 pub mod topology;
@@ -21,6 +25,7 @@ mod yaml;
 
 pub use address::{Address, Url};
 pub use load::{Known, Loaded, Overrides, Problem, Problems, from_file, from_str, load};
+pub use multiturn::{Multiturn, RedisAddress, RemoteHost};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,11 +46,14 @@ pub struct Config {
     pub handshake: String,
     /// Default `native`.
     pub surface: Surface,
+    /// For the handshake of that name.
+    pub epd: epd::Epd,
     /// Default `decode`.
     pub first_token_source: FirstTokenSource,
     /// Every engine instance, in configured order (encode, prefill, decode, aggregated).
     pub instances: Vec<InstanceConfig>,
     pub models: Models,
+    pub multiturn: Multiturn,
     pub startup: Startup,
     pub scheduling: Scheduling,
     pub limits: Limits,
@@ -55,8 +63,15 @@ pub struct Config {
     pub health_check: HealthCheck,
     pub circuit_breaker: CircuitBreaker,
     pub cores: Cores,
+    /// For the handshake of this name.
+    pub lmcache: lmcache::Lmcache,
     /// Extra engine paths that are forwarded to one healthy instance (exact, or a prefix ending in `*`).
     pub forward: Vec<String>,
+    /// P comes from a header of the request.
+    pub sidecar: Option<sidecar::Sidecar>,
+    /// TLS towards clients; `None`: plain HTTP only.
+    pub tls: Option<sidecar::Tls>,
+    pub upstream_tls: sidecar::UpstreamTls,
     /// Replaces the client's `Authorization` towards engines, only if set. Env `OPENAI_API_KEY` wins.
     pub openai_api_key: Option<Secret>,
     /// For the admin API. Env `ADMIN_API_KEY` wins.
@@ -94,6 +109,7 @@ pub struct InstanceConfig {
     pub model: String,
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
+    pub consumer: epd::Consumer,
 }
 
 impl InstanceConfig {
@@ -104,6 +120,7 @@ impl InstanceConfig {
             role,
             model: String::new(),
             weight: 1.0,
+            consumer: epd::Consumer::default(),
         }
     }
 }
@@ -114,6 +131,14 @@ pub enum Surface {
     /// pdrelay's own.
     #[default]
     Native,
+    /// That of vLLM's `disagg_epd_proxy.py`.
+    Epd,
+    /// That of llm-d's sidecar: all but a few paths are the decode engine's.
+    Sidecar,
+    /// That of vLLM's multi-turn proxy.
+    Multiturn,
+    /// That of LMCache's `disagg_proxy_server`.
+    Lmcache,
     /// That of xPyD-proxy 1.8.
     Xpyd,
 }
@@ -121,7 +146,11 @@ pub enum Surface {
 impl Surface {
     pub const fn name(self) -> &'static str {
         match self {
+            Surface::Epd => "epd",
             Surface::Native => "native",
+            Surface::Sidecar => "sidecar",
+            Surface::Multiturn => "multiturn",
+            Surface::Lmcache => "lmcache",
             Surface::Xpyd => "xpyd",
         }
     }
@@ -261,6 +290,8 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// Default 3 s.
     pub timeout: Duration,
+    /// Failures in a row before an instance counts as unhealthy; one success brings it back. Default 2.
+    pub failure_threshold: u32,
     /// An instance that holds requests and sends no byte for this long takes no more. Default 180 s.
     pub wedge_after: Duration,
     /// Path asked. Default `/health`.
@@ -333,8 +364,10 @@ impl Default for Config {
             handshake: "sequential".into(),
             instances: Vec::new(),
             surface: Surface::default(),
+            epd: epd::Epd::default(),
             first_token_source: FirstTokenSource::default(),
             models: Models::default(),
+            multiturn: Multiturn::default(),
             startup: Startup::default(),
             scheduling: Scheduling::default(),
             limits: Limits::default(),
@@ -344,7 +377,11 @@ impl Default for Config {
             health_check: HealthCheck::default(),
             circuit_breaker: CircuitBreaker::default(),
             cores: Cores::default(),
+            lmcache: lmcache::Lmcache::default(),
             forward: Vec::new(),
+            sidecar: None,
+            tls: None,
+            upstream_tls: sidecar::UpstreamTls::default(),
             openai_api_key: None,
             admin_api_key: None,
         }
@@ -419,6 +456,7 @@ impl Default for HealthCheck {
             enabled: true,
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(3),
+            failure_threshold: 2,
             wedge_after: Duration::from_secs(180),
             path: "/health".into(),
         }

@@ -378,10 +378,11 @@ impl<'n, 'r> At<'n, 'r> {
             return Some(value);
         }
         let (low, high) = (range.start(), range.end());
-        let message = format!(
-            "{} must be between {low} and {high}, got {value}",
-            self.name()
-        );
+        let what = match *high {
+            f64::MAX => format!("a number from {low} on"),
+            high => format!("between {low} and {high}"),
+        };
+        let message = format!("{} must be {what}, got {value}", self.name());
         self.fail(message, "");
         None
     }

@@ -16,7 +16,19 @@ use super::load::{Loaded, Overrides, Source};
 use super::{Config, Known, Problems, load};
 
 pub const KNOWN: Known<'static> = Known {
-    handshakes: &["sequential", "nixl", "aggregated"],
+    handshakes: &[
+        "sequential",
+        "nixl",
+        "lmcache",
+        "aggregated",
+        "epd",
+        "multiturn",
+        "mooncake",
+        "nixl_flat",
+        "offloading",
+        "sglang",
+        "shared_storage",
+    ],
     policies: &[
         "round_robin",
         "least_load",

@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::epd::Consumer;
+use super::lmcache::{Chat, Lmcache, Variant};
 use super::quantity::show_duration;
+use super::sidecar;
 use super::{Config, Cores, FirstTokenSource, InstanceConfig, PrefillFailure, Role, Surface};
 
 /// Something to know about a key, or (key empty) about the whole.
@@ -39,9 +42,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         log_level,
         handshake,
         surface,
+        epd,
         first_token_source,
         instances,
         models,
+        multiturn,
         startup,
         scheduling,
         limits,
@@ -51,7 +56,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         health_check,
         circuit_breaker,
         cores,
+        lmcache,
         forward,
+        sidecar,
+        tls,
+        upstream_tls,
         openai_api_key: _,
         admin_api_key: _,
     } = config;
@@ -74,6 +83,30 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         first,
         *first_token_source != usual.first_token_source,
     );
+    let mut lines = Lines::new();
+    let (s, u) = (epd, &usual.epd);
+    lines.put("version", s.version.name().into(), s.version != u.version);
+    let then = s.then.as_deref().unwrap_or_default();
+    lines.put("then", then.into(), s.then.is_some());
+    lines.number("rewrite", s.rewrite, u.rewrite);
+    lines.number(
+        "encoder_batch_max",
+        s.encoder_batch_max,
+        u.encoder_batch_max,
+    );
+    lines.number("media_max", s.media_max, u.media_max);
+    lines.number(
+        "dynamic_registration",
+        s.dynamic_registration,
+        u.dynamic_registration,
+    );
+    lines.wait(
+        "evicted_ttl",
+        s.evicted_ttl.unwrap_or_default(),
+        u.evicted_ttl.unwrap_or_default(),
+    );
+    page.section("epd", lines);
+
     page.instances(instances, named || models.strict, &models.schedulers);
 
     let mut lines = Lines::new();
@@ -88,6 +121,22 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("virtual_nodes", s.virtual_nodes, u.virtual_nodes);
     lines.number("prefix_length", s.prefix_length, u.prefix_length);
     page.section("scheduling", lines);
+
+    let mut lines = Lines::new();
+    let (s, u) = (multiturn, &usual.multiturn);
+    lines.wait("ttl", s.ttl, u.ttl);
+    lines.number("entries_max", s.entries_max, u.entries_max);
+    lines.number("bytes_max", s.bytes_max, u.bytes_max);
+    lines.number("expose_kv_params", s.expose_kv_params, u.expose_kv_params);
+    let host = s.remote_host.name();
+    lines.number("remote_host", host, u.remote_host.name());
+    if let Some(redis) = &s.redis {
+        // With a password it is a comment, to be completed: that is not printed.
+        let hidden = if redis.password.is_some() { "# " } else { "" };
+        lines.put(&format!("{hidden}redis"), quoted(&redis.to_string()), true);
+    }
+    lines.wait("redis_timeout", s.redis_timeout, u.redis_timeout);
+    page.section("multiturn", lines);
 
     let mut lines = Lines::new();
     let (s, u) = (startup, &usual.startup);
@@ -172,6 +221,11 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.number("enabled", s.enabled, u.enabled);
     lines.wait("interval", s.interval, u.interval);
     lines.wait("timeout", s.timeout, u.timeout);
+    lines.number(
+        "failure_threshold",
+        s.failure_threshold,
+        u.failure_threshold,
+    );
     lines.wait("wedge_after", s.wedge_after, u.wedge_after);
     lines.put("path", quoted(&s.path), s.path != u.path);
     page.section("health_check", lines);
@@ -194,6 +248,8 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
     lines.wait("window", s.window, u.window);
     page.section("circuit_breaker", lines);
 
+    page.section("lmcache", lmcache_lines(lmcache));
+
     let Cores { shards, cpus, numa } = cores;
     page.key(
         "shards",
@@ -213,6 +269,14 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         &format!("[{}]", paths.join(", ")),
         !forward.is_empty(),
     );
+    if let Some(sidecar) = sidecar {
+        page.section("sidecar", Lines::of(sidecar::write_sidecar(sidecar)));
+    }
+    if let Some(tls) = tls {
+        page.section("tls", Lines::of(sidecar::write_tls(tls)));
+    }
+    let lines = sidecar::write_upstream_tls(upstream_tls);
+    page.section("upstream_tls", Lines::of(lines));
     for (key, variable, secret) in [
         ("openai_api_key", "OPENAI_API_KEY", &config.openai_api_key),
         ("admin_api_key", "ADMIN_API_KEY", &config.admin_api_key),
@@ -225,6 +289,57 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         }
     }
     page.text
+}
+
+fn lmcache_lines(section: &Lmcache) -> Lines {
+    let mut lines = Lines::new();
+    let (s, u) = (section, &Lmcache::default());
+    let variant = match s.variant {
+        Variant::Notified => "notified",
+        Variant::FirstToken => "first_token",
+        Variant::Plain => "plain",
+    };
+    lines.put("variant", variant.into(), s.variant != u.variant);
+    lines.put("host", quoted(&s.host), s.host != u.host);
+    lines.number("port", s.port, u.port);
+    lines.wait("notice_timeout", s.notice_timeout, u.notice_timeout);
+    lines.put("on_timeout", "error".into(), s.on_timeout != u.on_timeout);
+    lines.number("short_prompt", s.short_prompt, u.short_prompt);
+    lines.put(
+        "first_token",
+        "decode".into(),
+        s.first_token != u.first_token,
+    );
+    let chat = match s.chat {
+        Chat::Auto => "auto",
+        Chat::Native => "native",
+        Chat::Render => "render",
+        Chat::Completions => "completions",
+    };
+    lines.put("chat", chat.into(), s.chat != u.chat);
+    lines.number("handoff_id", s.handoff_id, u.handoff_id);
+    let name = s.bound_by.as_deref().unwrap_or_default();
+    lines.put("bound_by", quoted(name), s.bound_by != u.bound_by);
+    if !s.receivers.is_empty() {
+        lines.put("receivers", String::new(), true);
+    }
+    for (address, receiver) in &s.receivers {
+        let mut item = format!(
+            "host: {}, init_ports: {:?}, alloc_ports: {:?}",
+            quoted(&receiver.host),
+            receiver.init_ports,
+            receiver.alloc_ports
+        );
+        if !receiver.query_ports.is_empty() {
+            item += &format!(", query_ports: {:?}", receiver.query_ports);
+        }
+        lines.put(
+            &format!("  {}", quoted(&address.to_string())),
+            format!("{{{item}}}"),
+            true,
+        );
+    }
+    lines
 }
 
 struct Page<'a> {
@@ -296,6 +411,7 @@ impl Page<'_> {
                 role,
                 model,
                 weight,
+                consumer,
             } in instances
             {
                 let address = quoted(&address.to_string());
@@ -306,6 +422,7 @@ impl Page<'_> {
                 if *weight != 1.0 {
                     item += &format!(", weight: {weight}");
                 }
+                item += &as_consumer(consumer);
                 _ = writeln!(self.text, "  - {{{item}}}");
             }
             return;
@@ -360,10 +477,28 @@ impl Page<'_> {
 /// An item of a role's list.
 fn item(instance: &InstanceConfig) -> String {
     let address = quoted(&instance.address.to_string());
-    match instance.weight == 1.0 {
-        true => address,
-        false => format!("{{address: {address}, weight: {}}}", instance.weight),
+    let mut more = String::new();
+    if instance.weight != 1.0 {
+        more = format!(", weight: {}", instance.weight);
     }
+    more += &as_consumer(&instance.consumer);
+    match more.is_empty() {
+        true => address,
+        false => format!("{{address: {address}{more}}}"),
+    }
+}
+
+/// Members of an instance behind its address.
+fn as_consumer(consumer: &Consumer) -> String {
+    let mut more = String::new();
+    if consumer.dp_size != 1 {
+        more += &format!(", dp_size: {}", consumer.dp_size);
+    }
+    if !consumer.addresses.is_empty() {
+        let addresses: Vec<String> = consumer.addresses.iter().map(|a| quoted(a)).collect();
+        more += &format!(", ec_addresses: [{}]", addresses.join(", "));
+    }
+    more
 }
 
 /// The keys of one section that differ from the default.
@@ -374,9 +509,18 @@ impl Lines {
         Lines(String::new())
     }
 
+    fn of(all: Vec<(&str, String)>) -> Lines {
+        let mut lines = Lines::new();
+        for (key, value) in all {
+            lines.put(key, value, true);
+        }
+        lines
+    }
+
     fn put(&mut self, key: &str, value: String, differs: bool) {
         if differs {
-            _ = writeln!(self.0, "  {key}: {value}");
+            let line = format!("  {key}: {value}");
+            _ = writeln!(self.0, "{}", line.trim_end());
         }
     }
 
@@ -396,7 +540,7 @@ impl Lines {
 }
 
 /// In double quotes: safe whatever it holds.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

@@ -69,6 +69,10 @@ pub struct Malformed {
 /// An empty document is `Null`.
 pub fn parse(text: &str) -> Result<Node, Malformed> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(line) = too_deep(text) {
+        let message = format!("nested more than {DEPTH_MAX} deep");
+        return Err(Malformed { line, message });
+    }
     // serde_yaml first: it bounds depth and alias expansion, so what follows is safe to recurse into.
     let raw = serde_yaml::from_str::<Raw>(text).map_err(|error| Malformed {
         line: error.location().map_or(1, |at| at.line().max(1)),
@@ -160,6 +164,40 @@ struct Mark {
 
 /// Deeper than serde_yaml lets through; below what a recursive drop could not take.
 const DEPTH_MAX: usize = 256;
+
+/// The line where brackets open deeper than any configuration does. Both parsers say so themselves, but only
+/// after they have read on, and that takes the square of the depth: a minute for 100 kB of `[`. So without
+/// them, as far as it takes: quoted texts and comments do not count.
+fn too_deep(text: &str) -> Option<usize> {
+    let (mut depth, mut line, mut before) = (0usize, 1, b'\n');
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let starts = before.is_ascii_whitespace() || b"[{,:".contains(&before);
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'\'' | b'"' if starts => {
+                while let Some(inner) = bytes.next().filter(|inner| *inner != byte) {
+                    line += usize::from(inner == b'\n');
+                    if inner == b'\\' && byte == b'"' {
+                        bytes.next();
+                    }
+                }
+            }
+            b'#' if before.is_ascii_whitespace() => {
+                bytes.find(|rest| *rest == b'\n');
+                line += 1;
+            }
+            b'\n' => line += 1,
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Some(line);
+        }
+        before = byte;
+    }
+    None
+}
 
 /// The positions of the first document; what was seen before an error counts.
 fn marks(text: &str) -> Option<Rc<Mark>> {
@@ -294,4 +332,31 @@ fn merge(entries: Vec<Entry>) -> Vec<Entry> {
         }
     }
     own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_without_end_are_refused_at_once() {
+        for text in ["model: ", "a:\n  b: "] {
+            for open in ["[", "{a: ", "[{a: "] {
+                let began = std::time::Instant::now();
+                let bad = parse(&format!("{text}{}", open.repeat(200_000))).unwrap_err();
+                assert_eq!(bad.message, "nested more than 256 deep");
+                let took = began.elapsed();
+                assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+            }
+        }
+        let deep = format!("a: 1\n# [\nb: \"\\\"[\n[\"\nc: {}", "[".repeat(300));
+        assert_eq!(parse(&deep).unwrap_err().line, 5);
+        // Many are fine, where they close.
+        let many = format!("a: [{}1]", "[],".repeat(5_000));
+        assert!(matches!(parse(&many).unwrap().value, Value::Map(_)));
+        for quoted in ["a: '{}'", "a: \"\\\"{}\"", "a: 1 # {}", "{a: '{}'}"] {
+            let text = quoted.replace("{}", &"[".repeat(5_000));
+            assert!(parse(&text).is_ok(), "{quoted}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! `call`: a leg whose whole answer is wanted (prefill, encode).
+//! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
 use std::io;
 use std::sync::Arc;
@@ -40,6 +40,14 @@ impl Answer {
         }
     }
 
+    /// As an answer that only says how it went.
+    pub fn without_body(mut self) -> Answer {
+        self.bytes.truncate(self.head_len);
+        self.decoded = None;
+        self.object = Object::default();
+        self
+    }
+
     fn good(&self) -> bool {
         (200..300).contains(&self.head.status)
     }
@@ -58,8 +66,13 @@ impl Exchange {
     /// The client's request as a prefill leg: one token, one choice, a whole answer.
     pub fn prefill_leg(&self) -> Leg {
         let mut leg = Leg::new(Stage::Prefill);
-        leg.edits = openai::prefill_edits();
+        leg.plain_answer = true;
         let request = self.request();
+        if let Some(pins) = &self.pins {
+            leg.edits = pins.prefill_edits(&request);
+            return leg;
+        }
+        leg.edits = openai::prefill_edits();
         let stream = request.object.get(request.body(), "stream");
         if matches!(stream, None | Some(b"false" | b"null")) {
             // Engines reject such options without a stream. Were they taken out here, P would hold KV
@@ -68,7 +81,6 @@ impl Exchange {
                 .retain(|edit| !matches!(edit, Edit::Remove("stream_options")));
         }
         leg.edits.push(Edit::Remove(openai::KV_PARAMS));
-        leg.plain_answer = true;
         leg
     }
 
@@ -88,8 +100,7 @@ impl Exchange {
                 first: !self.tools.met.warm(&grant.prefill, decode),
             });
         }
-        let retryable = &self.config.retry.retryable_status_codes;
-        if !leg.verbatim && opened.head.status >= 500 && retryable.contains(&opened.head.status) {
+        if !leg.verbatim && self.listed(opened.head.status) {
             // Read in full, so that another instance can be tried, or else this be the answer.
             let answer = Box::pin(self.read_answer(opened, &leg, began)).await?;
             return Err(Stop::Answer(Box::new(answer)));
@@ -103,17 +114,47 @@ impl Exchange {
         let began = Instant::now();
         let opened = self.send(picked, &leg).await?;
         let answer = self.read_answer(opened, &leg, began).await?;
-        self.trace.prefill.set(Some(began.elapsed()));
+        let span = match leg.stage {
+            Stage::Prefill => Some(&self.trace.prefill),
+            Stage::DecodeHead => Some(&self.trace.decode_head),
+            _ => None,
+        };
+        if let Some(span) = span {
+            span.set(Some(began.elapsed()));
+        }
         if !answer.good() {
             return Err(Stop::Answer(Box::new(answer)));
         }
+        let answer = self.unless_denied(answer)?;
         self.bind(&answer.instance);
-        if let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object) {
+        if leg.stage == Stage::Prefill
+            && let Some(tokens) = openai::prompt_tokens(answer.body(), &answer.object)
+        {
             self.cluster
                 .estimate
                 .learn(self.request().summary.prompt_bytes, tokens);
         }
         Ok(answer)
+    }
+
+    /// Some engines put an error into a 200. One whose code is a 4xx is the client's own: the answer, with that
+    /// status. Of others another instance may know better. No breaker counts them: what a client can cause
+    /// must not eject an engine.
+    fn unless_denied(&self, mut answer: Answer) -> Result<Answer, Stop> {
+        let Some(raw) = answer.field("error").filter(|raw| *raw != b"null") else {
+            return Ok(answer);
+        };
+        if let Some(status) = openai::error_code(raw).filter(|code| (400..500).contains(code)) {
+            answer.head.override_status(status);
+            return Err(Stop::Answer(Box::new(answer)));
+        }
+        let instance = &answer.instance;
+        self.avoid.borrow_mut().push(instance.index);
+        let counter = InstanceCounter::failures(Failure::BadResponse);
+        instance.metrics.inc(&self.tools.metrics, counter);
+        let cause = "its answer is an error with the status of a success";
+        let error = Error::new(Kind::BadResponse, self.trace.stage.get(), cause);
+        Err(Stop::Again(error.at(&instance.name)))
     }
 
     /// `began`: when the leg did; its one limit is for all of it.
@@ -191,6 +232,8 @@ impl Exchange {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
                 Ok(object) => answer.object = object,
+                // What an encoder answers may be of no use to anybody.
+                Err(_) if leg.stage == Stage::Encode => {}
                 Err(_) => return Err(fail(Kind::BadResponse, "its answer is no JSON object")),
             }
         }

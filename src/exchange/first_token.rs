@@ -30,6 +30,7 @@ use std::borrow::Cow;
 use crate::config::FirstTokenSource;
 use crate::error::Stage;
 use crate::metrics::{Counter, FirstTokens};
+use crate::wire::continued::Continued;
 use crate::wire::first_token::{self, Ask, End, FirstToken, Token};
 use crate::wire::json::Edit;
 
@@ -127,6 +128,25 @@ impl Plan {
 }
 
 impl Reply {
+    /// A whole answer of an instance, edited, as the last act of a script.
+    pub async fn whole_answer(
+        &mut self,
+        x: &Exchange,
+        answer: &Answer,
+        edits: &[Edit],
+    ) -> Result<(), Stop> {
+        x.still_wanted(Stage::Stream)?;
+        x.trace.ttft.set(Some(x.trace.started.elapsed()));
+        self.chunks += 1;
+        match self.answer_edited(x, answer, edits).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let error = x.ended(Stage::Stream);
+                Err(Stop::Broken(error.unwrap_or_else(|| gone(Stage::Stream))))
+            }
+        }
+    }
+
     /// P has said it all: the client gets that as a stream, and no D is asked.
     pub async fn whole_stream(&mut self, x: &Exchange, stream: &[u8]) -> Result<(), Stop> {
         x.still_wanted(Stage::Prefill)?;
@@ -147,6 +167,24 @@ impl Reply {
                 Err(Stop::Broken(error.unwrap_or_else(|| gone(Stage::Stream))))
             }
         }
+    }
+}
+
+impl Rewrite for Continued {
+    fn feed(&mut self, payload: &[u8], out: &mut Vec<u8>) {
+        Continued::feed(self, payload, out);
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        Continued::finish(self, out);
+    }
+
+    fn over(&self) -> bool {
+        Continued::over(self)
+    }
+
+    fn waiting(&self) -> bool {
+        Continued::waiting(self)
     }
 }
 

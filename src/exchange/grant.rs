@@ -67,6 +67,11 @@ impl Grant {
         &self.params
     }
 
+    /// Changes how its params say something; they stay those of this grant.
+    pub fn rephrase(&mut self, with: impl FnOnce(&[u8]) -> Vec<u8>) {
+        self.params = with(&self.params);
+    }
+
     /// A byte is about to be handed to a D.
     pub fn spend(&self) {
         if !self.spent.replace(true) {

@@ -8,9 +8,16 @@
 
 pub mod budget;
 pub mod call;
+pub mod conversation;
 pub mod first_token;
 pub mod grant;
+pub mod hold;
+pub mod join;
+pub mod notice;
+pub mod overlay;
+pub mod own_stream;
 pub mod pick;
+pub mod pinned;
 pub mod relay;
 pub mod release;
 pub mod reply;
@@ -18,8 +25,9 @@ pub mod request;
 pub mod rewrite;
 pub mod send;
 pub mod shape;
+pub mod usage;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,12 +59,16 @@ pub struct Tools {
     pub settings: Reader<Config>,
     pub cluster: Reader<Cluster>,
     pub policies: Arc<Policies>,
+    /// Instances that requests have named.
+    pub hosts: Arc<pinned::Hosts>,
     pub buffers: Rc<Buffers>,
     pub pool: Rc<Pool>,
     pub view: Rc<LoadView>,
     pub sweep: Rc<Sweep>,
     pub metrics: Rc<ShardMetrics>,
     pub rng: Rng,
+    /// To the Redis that proxies share, if there is one; made by the first who wants it.
+    pub redis: OnceCell<crate::net::redis::Client>,
     pub releases: release::Releases,
     pub met: release::Met,
     pub budget: budget::Budget,
@@ -65,6 +77,10 @@ pub struct Tools {
     pub rotation: [Cell<u64>; Role::ALL.len()],
     /// Reused by every pick.
     pub candidates: RefCell<Vec<crate::policy::Candidate>>,
+    /// This shard's number, for what comes back from other threads.
+    pub shard: usize,
+    /// Who waits for notices.
+    pub waiters: notice::Waiters,
 }
 
 impl Tools {
@@ -88,6 +104,8 @@ pub struct Policies {
 pub enum Stop {
     /// An instance has answered in full, with a status that ends the request: the client gets it as is.
     Answer(Box<Answer>),
+    /// The request ends with this status and JSON body, in words of a surface.
+    Said(Box<(u16, Vec<u8>)>),
     /// Nothing has reached the client; it gets this as an error body.
     Error(Error),
     /// As `Error`, and a new attempt from the start may succeed.
@@ -118,8 +136,12 @@ pub struct Exchange {
     pub trace: Trace,
     /// Instances (by index) that failed this request: passed over while there are others.
     pub avoid: RefCell<Vec<usize>>,
+    /// Where a header says who serves it.
+    pub pins: Option<Rc<pinned::Pins>>,
     /// Every prefill failed and `prefill_failure: decode_only` says to go on without.
     pub without_prefill: Cell<bool>,
+    /// Of these roles no other instance may take part.
+    pinned: RefCell<Vec<Arc<Instance>>>,
 }
 
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
@@ -127,6 +149,7 @@ pub struct Trace {
     /// When the first byte of the head was there.
     pub started: Instant,
     pub body: Cell<Option<Duration>>,
+    pub encode: Cell<Option<Duration>>,
     pub prefill: Cell<Option<Duration>>,
     pub decode_head: Cell<Option<Duration>>,
     pub stream: Cell<Option<Duration>>,
@@ -149,6 +172,7 @@ impl Trace {
         Trace {
             started,
             body: Cell::default(),
+            encode: Cell::default(),
             prefill: Cell::default(),
             decode_head: Cell::default(),
             stream: Cell::default(),
@@ -172,6 +196,7 @@ impl Trace {
         out.extend_from_slice(b"server-timing: ");
         let spans = [
             ("body", self.body.get()),
+            ("encode", self.encode.get()),
             ("prefill", self.prefill.get()),
             ("decode_head", self.decode_head.get()),
             ("total", Some(self.started.elapsed())),
@@ -201,9 +226,11 @@ impl Trace {
 
 impl Exchange {
     pub fn new(tools: &Rc<Tools>, request: Rc<Request>, slot: Rc<Slot>, trace: Trace) -> Exchange {
+        let (cluster, config) = (tools.cluster.get(), tools.config());
         Exchange {
-            cluster: tools.cluster.get(),
-            config: tools.config(),
+            pins: pinned::Pins::of(&config, &cluster, &request),
+            cluster,
+            config,
             scope: Cell::new(Scope::All),
             places: pick::Places::default(),
             tools: tools.clone(),
@@ -212,6 +239,7 @@ impl Exchange {
             trace,
             avoid: RefCell::default(),
             without_prefill: Cell::new(false),
+            pinned: RefCell::default(),
         }
     }
 
@@ -239,7 +267,9 @@ impl Exchange {
             places: pick::Places::default(),
             trace: Trace::new(self.trace.started),
             avoid: self.avoid.clone(),
+            pins: self.pins.clone(),
             without_prefill: self.without_prefill.clone(),
+            pinned: self.pinned.clone(),
         };
         detached.trace.stage.set(self.trace.stage.get());
         detached

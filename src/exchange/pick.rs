@@ -17,7 +17,11 @@ use crate::policy::{Ask, Candidate, Facts, Policy};
 use crate::wire::json::string_value;
 use crate::wire::prompt::first_words;
 
+use super::shape::NOT_CONFIGURED;
 use super::{Exchange, Request, Stop};
+
+/// How often a pick is made again because another shard was quicker: then it stands.
+const PICKS_AGAIN: u32 = 4;
 
 /// An instance chosen for one leg, charged with it until this is dropped.
 pub struct Picked {
@@ -35,13 +39,67 @@ impl Picked {
 impl Exchange {
     /// Chooses an instance of this role.
     pub fn pick(&self, role: Role) -> Result<Picked, Stop> {
+        let pinned = self.pinned.borrow();
+        if let Some(pinned) = pinned.iter().find(|one| one.role == role) {
+            return Ok(self.pick_this(pinned));
+        }
+        drop(pinned);
         self.pick_except(role, &[])
+    }
+
+    /// This one, whatever its standing and whoever else there is.
+    pub fn pick_this(&self, instance: &Arc<Instance>) -> Picked {
+        let now = now_ms();
+        let half_open = instance.breaker.state(now) == State::HalfOpen;
+        Picked {
+            in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+            trial: half_open && instance.breaker.claim_trial(now),
+        }
+    }
+
+    /// From now on every pick of its role is this one: others have been told of it.
+    pub fn pin(&self, instance: &Arc<Instance>) {
+        self.pinned.borrow_mut().push(instance.clone());
+    }
+
+    pub fn unpin_all(&self) {
+        self.pinned.borrow_mut().clear();
+    }
+
+    pub(super) fn is_pinned(&self, role: Role) -> bool {
+        self.pinned.borrow().iter().any(|one| one.role == role)
+    }
+
+    /// All that may take a leg now, in configured order: those in good standing that have not failed this
+    /// request, else whoever is not draining. For scripts that share work out among them.
+    pub fn crew(&self, role: Role) -> Vec<Arc<Instance>> {
+        let all = self.members_now(role);
+        let now = now_ms();
+        let avoided = self.avoid.borrow();
+        let good = |one: &&Arc<Instance>| {
+            !one.draining() && one.in_standing(now) && !avoided.contains(&one.index)
+        };
+        let crew: Vec<_> = all.iter().filter(good).cloned().collect();
+        match crew.is_empty() {
+            true => all.into_iter().filter(|one| !one.draining()).collect(),
+            false => crew,
+        }
+    }
+
+    /// Nobody of this role is there.
+    pub fn nobody(&self, role: Role) -> Error {
+        no_instance(role, self.members_now(role).len(), 0)
     }
 
     /// Chooses one that is not among `tried` (by index). From the list as it is now: every engine of the
     /// list that this request began with may have been replaced since.
     pub fn pick_except(&self, role: Role, tried: &[usize]) -> Result<Picked, Stop> {
         let cluster = self.tools.cluster.get();
+        if let Some(pins) = &self.pins
+            && let Some(instance) = pins.instance(role)
+        {
+            return Ok(self.pick_this(&instance));
+        }
         let scope = self.scope_in(&cluster);
         let instances = scope.map_or(&[][..], |scope| cluster.members(scope, role));
         let now = now_ms();
@@ -49,8 +107,9 @@ impl Exchange {
         // In order of preference: those in good standing; then whoever is not tried, ejected or not.
         for strict in [true, false] {
             self.fill(&mut candidates, instances, tried, strict.then_some(now));
+            let mut again = PICKS_AGAIN;
             while !candidates.is_empty() {
-                let at = self.choose(role, instances, &candidates);
+                let (at, seen) = self.choose(role, instances, &candidates);
                 let instance = &instances[candidates[at].position];
                 let trial = strict && instance.breaker.state(now) == State::HalfOpen;
                 if trial && !instance.breaker.claim_trial(now) {
@@ -58,13 +117,37 @@ impl Exchange {
                     continue;
                 }
                 let tokens = self.prompt_tokens();
-                return Ok(Picked {
-                    in_flight: self.tools.view.charge(instance, tokens),
-                    trial,
-                });
+                let (in_flight, before) = self.tools.view.charge_and_see(instance, tokens);
+                // Another shard took it in the same moment: no longer what was chosen.
+                let taken = seen.is_some_and(|seen| before > seen.requests);
+                if taken && again > 0 && !trial {
+                    again -= 1;
+                    continue;
+                }
+                return Ok(Picked { in_flight, trial });
             }
         }
         Err(Stop::Error(no_instance(role, instances.len(), tried.len())))
+    }
+
+    /// The instance of this number, if it can be chosen now; else as [`Exchange::pick`].
+    pub fn pick_again(&self, role: Role, index: Option<usize>) -> Result<Picked, Stop> {
+        let now = now_ms();
+        let wanted = |one: &&Arc<Instance>| {
+            let closed = one.breaker.state(now) != State::HalfOpen && one.in_standing(now);
+            Some(one.index) == index && closed && !one.draining()
+        };
+        let members = match index {
+            Some(_) => self.members_now(role),
+            None => Vec::new(),
+        };
+        match members.iter().find(wanted) {
+            Some(instance) if !self.avoid.borrow().contains(&instance.index) => Ok(Picked {
+                in_flight: self.tools.view.charge(instance, self.prompt_tokens()),
+                trial: false,
+            }),
+            _ => self.pick(role),
+        }
     }
 
     fn prompt_tokens(&self) -> u64 {
@@ -110,7 +193,13 @@ impl Exchange {
         }
     }
 
-    fn choose(&self, role: Role, instances: &[Arc<Instance>], candidates: &[Candidate]) -> usize {
+    /// Also the load of it that the policy went by, if it wants that to hold.
+    fn choose(
+        &self,
+        role: Role,
+        instances: &[Arc<Instance>],
+        candidates: &[Candidate],
+    ) -> (usize, Option<Counts>) {
         let turns = &self.tools.rotation[role as usize];
         let rotation = turns.get();
         turns.set(rotation.wrapping_add(1));
@@ -121,6 +210,11 @@ impl Exchange {
             Role::Prefill => 1,
             Role::Decode | Role::Aggregated => self.request().summary.max_tokens.unwrap_or(0),
         };
+        let known = Known {
+            x: self,
+            instances,
+            seen: Cell::new(None),
+        };
         let ask = Ask {
             role,
             prompt_tokens,
@@ -128,10 +222,11 @@ impl Exchange {
             rotation,
             turn: self.cluster.models.turns(scope).of(role),
             rng: &self.tools.rng,
-            facts: &Known { x: self, instances },
+            facts: &known,
         };
         let policy = self.policy(scope, role);
-        policy.pick(candidates, &ask).min(candidates.len() - 1)
+        let at = policy.pick(candidates, &ask).min(candidates.len() - 1);
+        (at, known.seen.get())
     }
 
     fn policy(&self, scope: Scope, role: Role) -> &dyn Policy {
@@ -223,9 +318,14 @@ pub(super) struct Places {
 struct Known<'a> {
     x: &'a Exchange,
     instances: &'a [Arc<Instance>],
+    seen: Cell<Option<Counts>>,
 }
 
 impl Facts for Known<'_> {
+    fn rests_on(&self, load: Counts) {
+        self.seen.set(Some(load));
+    }
+
     fn load(&self, position: usize) -> Counts {
         self.instances[position].load.read()
     }
@@ -282,7 +382,7 @@ fn session(request: &Request) -> u128 {
 fn no_instance(role: Role, all: usize, tried: usize) -> Error {
     let (kind_of, role) = (role, role.name());
     let text = if all == 0 {
-        format!("no {role} instance is configured")
+        format!("no {role} {NOT_CONFIGURED}")
     } else if tried > 0 {
         format!("none of the {all} {role} instances can be reached")
     } else {

@@ -378,7 +378,9 @@ impl Reply {
             framing => Some(relay.client_framing(framing)),
         };
         self.put_head(&mut out, x, head, opened.head_bytes(), framing);
-        if !rest.is_empty() {
+        // A rewrite may have something to say before the engine has.
+        if !rest.is_empty() || matches!(relay.mode, Mode::Edited(_)) {
+            let head_len = out.len();
             match relay.take(rest) {
                 Ok(Step::Same(n)) => out.extend_from_slice(&rest[..n]),
                 Ok(Step::Other(bytes)) => out.extend_from_slice(&bytes),
@@ -388,7 +390,7 @@ impl Reply {
                     return Err(Stop::Again(opened.failed(Kind::BadResponse, what)));
                 }
             }
-            self.chunks += 1;
+            self.chunks += u64::from(!rest.is_empty() || out.len() > head_len);
         }
         if relay.done() {
             opened.picked.in_flight.give_back();
@@ -521,6 +523,7 @@ impl Reply {
         if !ours.contains(&self.slot.fired()) {
             x.charge_failure(&opened.picked, failure);
         }
+        self.broken = true;
         x.tools.metrics.inc(Counter::broken_streams(why));
         if let Some(mid_event) = relay.room_for_event() {
             let body = error_body(&error.to_string(), kind.class(), kind.status());

@@ -216,6 +216,9 @@ async fn deliver(
         leg.edits.push(Edit::Set("stream", b"true".into()));
     }
     leg.edits.push(Edit::Set(KV_PARAMS, params.to_vec().into()));
+    // What no engine is told of, whatever the handshake.
+    leg.edits.push(Edit::Remove(openai::CONVERSATION_ID));
+    leg.strip = &[openai::CONVERSATION_FIELD];
     leg.plain_answer = true;
     leg.once = true;
     if warm {

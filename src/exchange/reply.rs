@@ -33,6 +33,8 @@ pub struct Reply {
     pub keep_alive: bool,
     /// The connection must end in a reset: to this client a FIN would be a clean end of its body.
     pub reset: bool,
+    /// What the client has is not the whole, and it must see that.
+    pub broken: bool,
     /// The first byte is out: no other answer is possible.
     pub committed: bool,
     pub status: u16,
@@ -62,6 +64,7 @@ impl Reply {
             cors: false,
             keep_alive: false,
             reset: false,
+            broken: false,
             committed: false,
             status: 0,
             bytes_out: 0,
@@ -117,6 +120,17 @@ impl Reply {
         self.error_with(id, error, &body).await
     }
 
+    /// Sends a status and a JSON body.
+    pub async fn said(&mut self, id: &str, (status, body): &(u16, Vec<u8>)) -> io::Result<()> {
+        let own = Own {
+            status: *status,
+            content_type: "application/json",
+            body,
+            extra: &[],
+        };
+        self.own(Some(id), own).await
+    }
+
     /// As [`Reply::error`], in these words.
     pub async fn error_with(
         &mut self,
@@ -124,7 +138,7 @@ impl Reply {
         error: &Error,
         body: &[u8],
     ) -> io::Result<()> {
-        let status = error.kind.status();
+        let status = shape::status(self.config.surface, error);
         let retry = error.kind.retry_after_s().map(|s| s.to_string());
         let extra: &[(&str, &str)] = match &retry {
             Some(seconds) => &[("retry-after", seconds)],
@@ -132,7 +146,7 @@ impl Reply {
         };
         let own = Own {
             status,
-            content_type: "application/json",
+            content_type: shape::content_type(self.config.surface, error),
             body,
             extra,
         };
@@ -240,6 +254,7 @@ impl Reply {
     /// Breaks the connection off, so that the client cannot take what it has for the whole.
     pub fn break_off(&mut self) {
         self.keep_alive = false;
+        self.broken = true;
         shutdown_now(self.client.fd());
     }
 }

@@ -1,7 +1,7 @@
 //! A client's request as received: bytes, and ranges into them. Shared by all its legs, copied by none.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -9,6 +9,8 @@ use std::rc::Rc;
 use crate::wire::head::RequestHead;
 use crate::wire::json::{Object, string_value};
 use crate::wire::openai::Summary;
+
+use super::overlay::Overlay;
 
 pub struct Request {
     pub head: RequestHead,
@@ -21,9 +23,13 @@ pub struct Request {
     /// The client's `X-Request-Id`, or ours: the same on every leg and in the reply.
     pub id: Box<str>,
     pub peer: Option<IpAddr>,
+    /// Which of the proxy's ports it came in on: the main one is 0.
+    pub door: u16,
     /// For generate requests: the index of the body.
     pub object: Object,
     pub summary: Summary,
+    /// What an outer handshake has changed.
+    overlay: RefCell<Option<Rc<Overlay>>>,
     /// Given back to the shard's limit with the bytes.
     _held: Option<Held>,
 }
@@ -86,8 +92,10 @@ impl Request {
             body,
             id,
             peer,
+            door: 0,
             object: Object::default(),
             summary: Summary::default(),
+            overlay: RefCell::default(),
             _held: Some(held),
         }
     }
@@ -103,8 +111,10 @@ impl Request {
             body: 0..0,
             id: self.id.clone(),
             peer: self.peer,
+            door: self.door,
             object: Object::default(),
             summary: self.summary.clone(),
+            overlay: RefCell::default(),
             _held: None,
         }
     }
@@ -127,6 +137,15 @@ impl Request {
         let (start, end) = self.summary.model?;
         let value = self.body().get(start as usize..end as usize)?;
         string_value(value).filter(|name| !name.is_empty())
+    }
+
+    /// From now on legs carry these changes, instead of any before.
+    pub fn lay(&self, overlay: Option<Overlay>) {
+        *self.overlay.borrow_mut() = overlay.map(Rc::new);
+    }
+
+    pub fn overlay(&self) -> Option<Rc<Overlay>> {
+        self.overlay.borrow().clone()
     }
 
     /// Path and query in origin form.

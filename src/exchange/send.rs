@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Instance;
+use crate::cluster::guest::RESOLVE_WAIT;
 use crate::config::{Role, Timeouts};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, Failure, InstanceCounter, InstanceHistogram, Retry};
@@ -27,7 +28,7 @@ use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 use crate::wire::json::{self, Edit, Piece};
 
 use super::grant::Grant;
-use super::{Exchange, Picked, Stop};
+use super::{Exchange, Picked, Stop, pinned};
 
 /// Bodies up to this are copied behind the head and sent in one piece: cheaper than a gathered write.
 const COPY_MAX: usize = 16 << 10;
@@ -42,12 +43,20 @@ pub struct Leg {
     pub path: Option<Cow<'static, str>>,
     /// Header fields that are sent instead of the client's of the same name (in lower case).
     pub fields: Vec<(Cow<'static, str>, Vec<u8>)>,
+    /// It is a GET without a body.
+    pub get: bool,
+    /// Its own limit, instead of its stage's.
+    pub limit: Option<Duration>,
     /// The client's header fields of these names (in lower case) are not sent.
     pub strip: &'static [&'static str],
     /// Its `x-request-id`, instead of the request's.
     pub id: Option<Box<str>>,
     /// Send the body as the client sent it, even if it is no JSON object.
     pub verbatim: bool,
+    /// It brings what may no longer be true: a 5xx is then no fault of the instance.
+    pub unsure: bool,
+    /// It has been read as JSON, whatever the client called it (curl's `-d` says it is a form).
+    pub json: bool,
     /// Nobody else may take it over: whoever sends it chooses again by itself.
     pub alone: bool,
     /// The answer will be read by us: it must not come compressed.
@@ -72,9 +81,13 @@ impl Leg {
             pieces: None,
             path: None,
             fields: Vec::new(),
+            get: false,
+            limit: None,
             strip: &[],
             id: None,
             verbatim: false,
+            unsure: false,
+            json: false,
             alone: false,
             plain_answer: false,
             brings_grant: false,
@@ -98,6 +111,7 @@ impl Leg {
 
     pub(super) fn limit(&self, timeouts: &Timeouts) -> Duration {
         match self.wait() {
+            _ if self.limit.is_some() => self.limit.unwrap_or_default(),
             Wait::Prefill => timeouts.prefill,
             _ => timeouts.decode_head,
         }
@@ -226,7 +240,7 @@ impl Exchange {
         tried.push(picked.instance().index);
         // Should nobody be left, the access line names the last one that was tried.
         *self.place(role).borrow_mut() = Some(picked.instance().name.clone());
-        if leg.alone {
+        if leg.alone || self.pins.is_some() || self.is_pinned(role) {
             let error = Error::new(Kind::ConnectFailed, leg.stage, "it cannot be reached");
             return Err(error.at(&picked.instance().name).into());
         }
@@ -283,6 +297,9 @@ impl Exchange {
                 return Ok(lease);
             }
         }
+        if self.pins.is_some() {
+            Box::pin(self.resolved(instance)).await;
+        }
         let targets = instance.targets.get();
         let mut last = io::Error::other("its name has no address (yet)");
         for target in targets.iter() {
@@ -292,6 +309,12 @@ impl Exchange {
                 guard = Some(self.slot.watch_upstream(fd));
             })
             .await;
+            let result = match result {
+                Ok(plain) if instance.address.tls() => {
+                    Box::pin(tools.hosts.secure(plain, instance)).await
+                }
+                result => result,
+            };
             drop(guard);
             self.slot.disarm();
             match result {
@@ -309,6 +332,17 @@ impl Exchange {
             }
         }
         Err(last)
+    }
+
+    /// A name that came in a header may be on its way to an address.
+    async fn resolved(&self, instance: &Instance) {
+        let began = Instant::now();
+        while instance.targets.get().is_empty()
+            && began.elapsed() < RESOLVE_WAIT.min(self.config.timeouts.connect)
+            && self.slot.fired().is_none()
+        {
+            monoio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// One try on one connection. Gives the pick back when it fails.
@@ -362,10 +396,15 @@ impl Exchange {
         began: Instant,
     ) -> Result<Opened, (Picked, Failed)> {
         self.touch(&picked);
-        if head.status >= 500 {
+        if head.status >= 500 && !leg.unsure {
             self.charge_failure(&picked, Failure::Status5xx);
         } else {
             self.reached(&picked);
+            if self.listed(head.status) {
+                // "Not now" (429, 408) is no failure, and nothing that the breaker counts; but whoever tries
+                // again asks somebody else.
+                self.avoid.borrow_mut().push(picked.instance().index);
+            }
         }
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
@@ -384,6 +423,11 @@ impl Exchange {
             stage: leg.stage,
             handover: None,
         })
+    }
+
+    /// Is this a status for which another instance is asked?
+    pub fn listed(&self, status: u16) -> bool {
+        status >= 400 && self.config.retry.retryable_status_codes.contains(&status)
     }
 
     /// What a client's leaving does to this leg; see `release.rs` for why it is not always the end.
@@ -428,10 +472,13 @@ impl Exchange {
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
         let request = self.request();
         let body = request.body();
-        if leg.verbatim || leg.edits.is_empty() {
+        if leg.verbatim || (leg.edits.is_empty() && request.overlay().is_none()) {
             return vec![Piece::Source(0..body.len())];
         }
-        json::splice(body, &request.object, &leg.edits)
+        match request.overlay() {
+            Some(overlay) => overlay.pieces(body, &request.object, leg),
+            None => json::splice(body, &request.object, &leg.edits),
+        }
     }
 
     async fn write_leg(
@@ -463,14 +510,28 @@ impl Exchange {
     fn put_head(&self, out: &mut Vec<u8>, picked: &Picked, leg: &Leg, length: usize) {
         let request = self.request();
         let head = request.head_bytes();
-        out.extend_from_slice(request.head.method_text(head).as_bytes());
+        let method = request.head.method_text(head);
+        out.extend_from_slice(if leg.get { "GET" } else { method }.as_bytes());
         out.push(b' ');
         let target = leg.path.as_deref().unwrap_or_else(|| request.target());
         out.extend_from_slice(picked.instance().prefix.as_bytes());
         out.extend_from_slice(target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(picked.instance().host.as_bytes());
+        let beside = self.pins.is_some();
+        let asked = || request.head.fields.find(head, Name::Host);
+        match beside.then(asked).flatten() {
+            Some(host) => out.extend_from_slice(host),
+            None => out.extend_from_slice(picked.instance().host.as_bytes()),
+        }
         out.extend_from_slice(b"\r\n");
+        let laid = request.overlay().filter(|_| leg.pieces.is_none());
+        let role = picked.instance().role;
+        let laid_over = |name: &[u8]| {
+            laid.as_ref().is_some_and(|laid| {
+                laid.fields(role)
+                    .any(|(ours, _)| name.eq_ignore_ascii_case(ours.as_bytes()))
+            })
+        };
         let key = self.config.openai_api_key.as_ref();
         let mut typed = false;
         for field in request.head.fields.iter() {
@@ -479,12 +540,13 @@ impl Exchange {
                 Name::Authorization => key.is_some(),
                 Name::AcceptEncoding => leg.plain_answer,
                 Name::ContentType => {
-                    typed = true;
-                    false
+                    typed = !leg.json;
+                    leg.json || leg.get
                 }
                 _ => false,
             };
-            let skip = skip || leg.replaces(field.name(head));
+            let skip = skip || leg.replaces(field.name(head)) || laid_over(field.name(head));
+            let skip = skip || (beside && pinned::hidden(field.name(head)));
             if !skip && request.head.fields.end_to_end(head, field) {
                 put_field(out, field.name(head), field.value(head));
             }
@@ -501,10 +563,17 @@ impl Exchange {
         for (name, value) in &leg.fields {
             put_field(out, name.as_bytes(), value);
         }
+        for (name, value) in laid.iter().flat_map(|laid| laid.fields(role)) {
+            put_field(out, name.as_bytes(), value);
+        }
+        if beside {
+            pinned::put_forwarded(out, &request);
+        }
         let id = leg.id.as_deref().unwrap_or(&request.id);
         put_field(out, b"x-request-id", id.as_bytes());
         use crate::wire::head::Method;
-        if length > 0 || !matches!(request.head.method, Method::Get | Method::Head) {
+        let bare = leg.get || matches!(request.head.method, Method::Get | Method::Head);
+        if length > 0 || !bare {
             let mut digits = itoa::Buffer::new();
             put_field(out, b"content-length", digits.format(length).as_bytes());
         }

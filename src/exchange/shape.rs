@@ -2,7 +2,7 @@
 //! everywhere (`error.rs`), and so is the `error` event that ends a broken stream.
 
 use crate::config::Surface;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Stage};
 use crate::wire::json::put_string;
 use crate::wire::openai::error_body;
 
@@ -10,7 +10,16 @@ use crate::wire::openai::error_body;
 pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
     let reason = error.to_string();
     match surface {
-        Surface::Native => error_body(&reason, error.kind.class(), error.kind.status()),
+        Surface::Native | Surface::Multiturn => {
+            error_body(&reason, error.kind.class(), error.kind.status())
+        }
+        Surface::Sidecar => sidecar(error, &reason),
+        Surface::Epd => detail(epd(error).unwrap_or(&reason)),
+        // Its own errors have no body that a client could read: where the path is right, ours.
+        Surface::Lmcache => match error.kind {
+            Kind::MethodNotAllowed => detail("Method Not Allowed"),
+            kind => error_body(&reason, kind.class(), kind.status()),
+        },
         Surface::Xpyd => match xpyd(error.kind) {
             Shape::Object(class) => object(&reason, class),
             Shape::Words(message, class) => object(message, class),
@@ -30,9 +39,72 @@ pub fn body(surface: Surface, error: &Error) -> Vec<u8> {
 pub fn no_path(surface: Surface) -> Vec<u8> {
     let kind = Kind::NotFound;
     match surface {
-        Surface::Native => error_body(NO_PATH, kind.class(), kind.status()),
-        Surface::Xpyd => detail("Not Found"),
+        Surface::Native | Surface::Multiturn | Surface::Sidecar => {
+            error_body(NO_PATH, kind.class(), kind.status())
+        }
+        Surface::Epd | Surface::Lmcache | Surface::Xpyd => detail("Not Found"),
     }
+}
+
+/// Beside an engine that is not there (yet).
+fn not_ready(error: &Error) -> bool {
+    error.kind == Kind::ConnectFailed && error.stage == Stage::DecodeHead
+}
+
+/// The status of an error, which one surface says otherwise.
+pub fn status(surface: Surface, error: &Error) -> u16 {
+    match surface {
+        Surface::Sidecar if not_ready(error) => Kind::NoInstance.status(),
+        _ => error.kind.status(),
+    }
+}
+
+/// What its body is.
+pub fn content_type(surface: Surface, error: &Error) -> &'static str {
+    match (surface, error.kind) {
+        (Surface::Sidecar, Kind::Forbidden) => "text/plain; charset=utf-8",
+        _ => "application/json",
+    }
+}
+
+/// As llm-d's sidecar says it, in the form of vLLM's older errors.
+fn sidecar(error: &Error, reason: &str) -> Vec<u8> {
+    if error.kind == Kind::Forbidden {
+        return format!("{}\n", error.cause).into_bytes();
+    }
+    let status = status(Surface::Sidecar, error);
+    let class = match status {
+        400..=499 => "BadRequestError",
+        502 => "BadGateway",
+        503 => "ServiceUnavailable",
+        504 => "GatewayTimeout",
+        _ => "InternalServerError",
+    };
+    let mut out = br#"{"object":"error","message":"#.to_vec();
+    match not_ready(error) {
+        true => put_string(&mut out, &format!("The decode node is not ready. {reason}")),
+        false => put_string(&mut out, reason),
+    }
+    out.extend_from_slice(br#","type":"#);
+    put_string(&mut out, class);
+    out.extend_from_slice(format!(r#","param":"","code":{status}}}"#).as_bytes());
+    out
+}
+
+/// How an error ends that is about a role without any instance.
+pub const NOT_CONFIGURED: &str = "instance is configured";
+
+/// The words that clients of `disagg_epd_proxy.py` know, where it has any.
+fn epd(error: &Error) -> Option<&'static str> {
+    // There is none at all, rather than none that can be reached.
+    let nobody = error.kind == Kind::NoInstance && error.cause.ends_with(NOT_CONFIGURED);
+    Some(match (error.kind, error.stage) {
+        (_, Stage::Encode) if nobody => "No encode instance is registered",
+        (_, Stage::Prefill) if nobody => "No prefill instance is registered",
+        (_, Stage::DecodeHead) if nobody => "No decode instance is registered",
+        (Kind::MethodNotAllowed, _) => "Method Not Allowed",
+        _ => return None,
+    })
 }
 
 /// How xPyD-proxy 1.8 says something.
@@ -104,7 +176,6 @@ pub fn detail(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Stage;
 
     fn of(surface: Surface, kind: Kind) -> serde_json::Value {
         let error = Error::new(kind, Stage::Body, "it \"broke\"");

@@ -7,15 +7,29 @@
 //!   and `foo::SPEC`. The same word is the YAML name, the test, the config and the metric label.
 
 mod aggregated;
+mod aside;
+mod beside;
+mod epd;
+mod lmcache;
+mod mooncake;
+mod multiturn;
 mod nixl;
+mod nixl_flat;
+mod offloading;
 mod sequential;
+mod sglang;
+mod shared_storage;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use crate::config::{Config, Role};
-use crate::exchange::{Exchange, Reply, Stop};
+use crate::exchange::notice::NoticeSocket;
+use crate::exchange::{Exchange, Reply, Stop, Tools};
+
+pub use beside::beside;
 
 /// A script in progress, on one shard.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
@@ -23,6 +37,33 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Stop>> + 'a>>;
 pub trait Handshake: Send + Sync {
     /// Answers one generate request.
     fn run<'a>(&'a self, x: &'a Exchange, reply: &'a mut Reply) -> Running<'a>;
+
+    /// The roles that it needs as it is configured; `None`: those of its row.
+    fn needs(&self) -> Option<Vec<Role>> {
+        None
+    }
+
+    /// It knows by itself what to do where there are only aggregated instances.
+    fn serves_aggregated(&self) -> bool {
+        false
+    }
+
+    /// What it keeps between requests, if it does: for a page that says so.
+    fn conversations(&self, _tools: &Rc<Tools>) -> Option<Conversations> {
+        None
+    }
+
+    /// Where other processes tell it of their work, if they do.
+    fn notices(&self) -> Option<&NoticeSocket> {
+        None
+    }
+}
+
+/// How many conversations are kept; what only a shared store could say is not known.
+pub struct Conversations {
+    pub kept: Option<usize>,
+    /// Dropped since the last time that somebody asked, because their time was over.
+    pub expired: usize,
 }
 
 /// A handshake's row.
@@ -36,7 +77,19 @@ pub struct Spec {
     pub build: fn(&Config) -> io::Result<Box<dyn Handshake>>,
 }
 
-pub const HANDSHAKES: &[Spec] = &[sequential::SPEC, nixl::SPEC, aggregated::SPEC];
+pub const HANDSHAKES: &[Spec] = &[
+    sequential::SPEC,
+    nixl::SPEC,
+    lmcache::SPEC,
+    aggregated::SPEC,
+    epd::SPEC,
+    multiturn::SPEC,
+    mooncake::SPEC,
+    nixl_flat::SPEC,
+    offloading::SPEC,
+    sglang::SPEC,
+    shared_storage::SPEC,
+];
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

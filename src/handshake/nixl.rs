@@ -17,6 +17,8 @@
 //!   be wrong text.
 //! * With `first_token_source: prefill`, the first token of a stream is P's: `exchange/first_token.rs`. If
 //!   P ended on it, D is not asked and the grant is released.
+//! * Beside an engine (llm-d's `nixlv2`) P's caps are the sidecar's, params that P does not give are `null` at D,
+//!   and D's usage says how much of the prompt *P* had cached.
 //! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and
 //!   dies when the client leaves.
 
@@ -28,9 +30,12 @@ use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::metrics::{Counter, Skip};
+use crate::wire::cap::edited;
 use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
+use crate::wire::usage::{Corrected, cached_tokens};
 
+use super::beside::chunked;
 use super::{Handshake, Running, Spec};
 
 pub const SPEC: Spec = Spec {
@@ -57,10 +62,20 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         drop(grant);
         return Box::pin(reply.whole_stream(x, stream)).await;
     }
+    let mut leg = decode_leg(x, grant);
+    if chunked::applies(x) {
+        return Box::pin(chunked::decode(x, reply, &leg.edits, leg.grant)).await;
+    }
     let decode = x.pick(Role::Decode)?;
-    let mut leg = decode_leg(grant);
     plan.seed(&mut leg);
     let stream = Box::pin(x.open(decode, leg)).await?;
+    if let Some(pins) = &x.pins {
+        let events = stream.is_good_event_stream();
+        let corrected = Corrected::new(pins.cached_tokens.get(), events);
+        return reply
+            .relay_through(x, stream, Some(Box::new(corrected)))
+            .await;
+    }
     reply.relay_after(x, stream, first).await
 }
 
@@ -76,21 +91,44 @@ async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First)
     let mut leg = x.prefill_leg();
     leg.edits
         .retain(|edit| !matches!(edit, Edit::Remove(KV_PARAMS)));
-    leg.edits
-        .push(Edit::Set(KV_PARAMS, Cow::Borrowed(NIXL_TEMPLATE)));
+    leg.edits.push(Edit::Set(KV_PARAMS, template(x)));
     leg.brings_grant = true;
     plan.seed(&mut leg);
     let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
+    if let Some(pins) = &x.pins {
+        let cached = cached_tokens(answer.body(), answer.object());
+        pins.cached_tokens.set(cached);
+    }
     let first = plan.read(x, &answer);
     Ok((Grant::from_answer(x, &answer, KV_PARAMS)?, first))
 }
 
-fn decode_leg(grant: Option<Grant>) -> Leg {
+/// What asks P to keep its KV; and, beside an engine, whom it may pull a cached prefix from.
+fn template(x: &Exchange) -> Cow<'static, [u8]> {
+    let pulls = x.pins.as_ref().filter(|pins| pins.sidecar().p2p_pull);
+    let prefill = pulls.and_then(|pins| pins.prefill());
+    match prefill.and_then(|prefill| x.kv_source(Some(&prefill))) {
+        None => Cow::Borrowed(NIXL_TEMPLATE),
+        Some(source) => {
+            let value = Cow::Owned(source.into_bytes());
+            let own = [Edit::Set("remote_kv_source", value)];
+            Cow::Owned(edited(NIXL_TEMPLATE, &own))
+        }
+    }
+}
+
+fn decode_leg(x: &Exchange, grant: Option<Grant>) -> Leg {
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.edits.push(match &grant {
         Some(grant) => Edit::Set(KV_PARAMS, Cow::Owned(grant.params().to_vec())),
+        None if x.pins.is_some() => Edit::Set(KV_PARAMS, Cow::Borrowed(b"null")),
         None => Edit::Remove(KV_PARAMS),
     });
+    if let Some(pins) = &x.pins {
+        pins.add_edits(&mut leg.edits);
+        // Its usage is corrected, which it must not hide.
+        leg.plain_answer = true;
+    }
     leg.grant = grant;
     leg
 }

@@ -40,6 +40,9 @@ labels! {
     Endpoint {
         Chat = "chat",
         Completions = "completions",
+        Responses = "responses",
+        Messages = "messages",
+        Generate = "generate",
         Forward = "forward",
         Other = "other",
     }
@@ -74,6 +77,8 @@ labels! {
         Release = "release",
         // The end of the process, for what still runs.
         Drain = "drain",
+        // The store that several proxies share (`multiturn.redis_timeout`).
+        Redis = "redis",
     }
 
     /// A measured part of a request's life. `Ttft` and `Total` count from the request's first byte.
@@ -81,6 +86,8 @@ labels! {
         Body = "body",
         Encode = "encode",
         Prefill = "prefill",
+        // From P's answer until its KV had arrived at D.
+        Notices = "notices",
         DecodeHead = "decode_head",
         Ttft = "ttft",
         Stream = "stream",
@@ -122,6 +129,35 @@ labels! {
         Released = "released",
         ExpiredUnreleased = "expired_unreleased",
         None = "none",
+    }
+
+    /// What became of a conversation at one of its turns.
+    Conversation {
+        // The KV of an answer is there for the next turn.
+        Stored = "stored",
+        // A turn was given the KV of the last one.
+        Reused = "reused",
+        // There was nothing to reuse.
+        New = "new",
+        // What there was had been kept for longer than `multiturn.ttl`.
+        Expired = "expired",
+        // The request does not go on from where the last turn ended.
+        Mismatch = "mismatch",
+        // Dropped for newer ones: `multiturn.entries_max` or `multiturn.bytes_max`.
+        Evicted = "evicted",
+        // An answer that no next request can be held to: it is not kept.
+        Unrepeatable = "unrepeatable",
+        // The shared store did not answer, or said nonsense.
+        StoreFailed = "store_failed",
+    }
+
+    /// How a wait for notices that KV has arrived at D ended.
+    NoticeWait {
+        Arrived = "arrived",
+        Failed = "failed",
+        TimedOut = "timed_out",
+        // So short a prompt is not transferred.
+        Short = "short",
     }
 
     /// What became of P's token where `first_token_source` is `prefill`.

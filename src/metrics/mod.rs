@@ -23,8 +23,8 @@ mod tests;
 pub mod xpyd;
 
 pub use label::{
-    Broken, Code, Direction, Endpoint, ErrorKind, Failure, FirstTokens, Grant, Retry, Skip, Span,
-    Stage, Wait,
+    Broken, Code, Conversation, Direction, Endpoint, ErrorKind, Failure, FirstTokens, Grant,
+    NoticeWait, Retry, Skip, Span, Stage, Wait,
 };
 pub use process::open_files;
 pub use scrape::Scrape;

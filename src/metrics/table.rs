@@ -117,8 +117,12 @@ rows! {
         "pdrelay_prefill_skipped_total", "Requests sent to decode without a prefill.";
     kv_grants(outcome: Grant)
         "pdrelay_kv_grants_total", "KV blocks held for us by a prefill instance, by what became of them.";
+    notice_waits(outcome: NoticeWait)
+        "pdrelay_notice_waits_total", "Waits for notices that KV has arrived at decode, by how they ended.";
     first_tokens(outcome: FirstTokens)
         "pdrelay_first_tokens_total", "Streams whose first token was to come from prefill, by what became of it.";
+    conversations(outcome: Conversation)
+        "pdrelay_conversations_total", "Turns of conversations, by what became of the KV between them.";
     bytes(direction: Direction)
         "pdrelay_bytes_total", "Body bytes received from clients (in) and sent to them (out).";
     chunks()
@@ -257,6 +261,14 @@ sampled! {
         "pdrelay_instance_wedged", "1 while the instance holds requests and has been silent for too long.";
     InstanceDraining(role, instance) Gauge
         "pdrelay_instance_draining", "1 while the instance takes no new requests.";
+    Notices(kind) Counter
+        "pdrelay_notices_total", "Notices taken in: counted, failed, unknown (a request that is over, or of another start) or unreadable.";
+    NoticeSenders() Gauge
+        "pdrelay_notice_senders", "Senders of notices that are connected now.";
+    NoticeSendersRefused() Counter
+        "pdrelay_notice_senders_refused_total", "Senders of notices that were sent away, since what they spoke was not understood.";
+    NoticesOpen() Gauge
+        "pdrelay_notices_open", "Requests whose notices are being counted.";
     Shard(shard, driver) Gauge
         "pdrelay_shard_info", "The I/O driver that a shard runs on.";
     Build(version) Gauge

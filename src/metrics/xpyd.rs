@@ -14,7 +14,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Label sets of requests, and as many again of errors.
 pub const SETS_MAX: usize = 1000;
-/// A longer model name is `other`: it is a client's word, and kept.
+/// A longer model name is `other`: it may be a client's word, and is kept.
 const MODEL_MAX: usize = 256;
 
 /// Where a name is not known (yet).
@@ -200,6 +200,15 @@ impl Count {
     }
 }
 
+/// A model's label: a client's word or the configuration's, by one rule, so that one model is one label.
+fn model_label(name: &str) -> &str {
+    match name.len() {
+        0 => UNKNOWN,
+        n if n > MODEL_MAX => OTHER,
+        _ => name,
+    }
+}
+
 fn now() -> f64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs_f64()
@@ -253,11 +262,7 @@ impl Families {
         shard.durations[endpoint]
             .get_or_insert_with(Histogram::new)
             .observe(request.total);
-        let model = match request.model {
-            Some(model) if model.len() > MODEL_MAX => OTHER,
-            Some(model) if !model.is_empty() => model,
-            _ => UNKNOWN,
-        };
+        let model = model_label(request.model.unwrap_or_default());
         if let Some(legs) = &request.legs {
             let (prefill, decode) = (
                 legs.prefill.unwrap_or(UNKNOWN),
@@ -521,7 +526,7 @@ impl Page<'_> {
             };
             let labels = [
                 ("decode_instance", decode),
-                ("model", &one.model),
+                ("model", model_label(&one.model)),
                 ("prefill_instance", prefill),
             ];
             let value = if level == 2 { 0 } else { one.requests };
@@ -610,6 +615,28 @@ mod tests {
             (count("m0").as_str(), count("other").as_str()),
             ("2.0", "501.0")
         );
+    }
+
+    #[test]
+    fn a_long_name_is_one_label_in_all_families() {
+        let long = "x".repeat(MODEL_MAX + 1);
+        let families = Families::new(1);
+        families.finished(0, &request(&long, 1));
+        let level = |prefill| Level {
+            name: "10.0.0.1:1".into(),
+            prefill,
+            model: long.clone(),
+            requests: 1,
+        };
+        let levels = Levels {
+            active: 1,
+            instances: vec![level(true), level(false)],
+        };
+        let mut page = String::new();
+        families.render(&levels, &mut page);
+        assert!(!page.contains(&long), "{page}");
+        let gauge = "proxy_decode_active_requests{decode_instance=\"10.0.0.1:1\",model=\"other\"";
+        assert!(page.contains(gauge), "{page}");
     }
 
     #[test]

@@ -82,8 +82,8 @@ pub struct Pieces {
     iovecs: Box<[libc::iovec]>,
     /// First iovec not yet wholly written.
     first: usize,
-    /// Never read: it keeps the memory behind the iovecs alive and unmoved.
-    _owned: Box<[Gather]>,
+    /// It keeps the memory behind the iovecs alive and unmoved.
+    owned: Box<[Gather]>,
 }
 
 /// One writev takes no more iovecs than this (Linux UIO_MAXIOV).
@@ -104,8 +104,13 @@ impl Pieces {
         Pieces {
             iovecs,
             first: 0,
-            _owned: owned,
+            owned,
         }
+    }
+
+    /// All of it, for whoever does not hand it to the kernel as it is.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.owned.iter().map(Gather::bytes)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -127,7 +132,7 @@ impl Pieces {
     }
 }
 
-// SAFETY: the iovecs point into `_owned` (heap memory of `Rc<Vec>` and `Vec` that is neither moved nor
+// SAFETY: the iovecs point into `owned` (heap memory of `Rc<Vec>` and `Vec` that is neither moved nor
 // changed while `Pieces` lives), and the boxed iovec array itself never moves.
 unsafe impl IoVecBuf for Pieces {
     fn read_iovec_ptr(&self) -> *const libc::iovec {

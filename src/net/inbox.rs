@@ -68,6 +68,11 @@ impl Inbox {
         f(&self.bytes.borrow())
     }
 
+    /// What was read before there was an inbox.
+    pub fn begin_with(&self, bytes: Vec<u8>) {
+        *self.bytes.borrow_mut() = bytes;
+    }
+
     /// Waits for more bytes after those already here. False: there will be none.
     pub async fn more(&self) -> bool {
         if self.closed.get() {

@@ -5,8 +5,8 @@
 //! * **Must never:** drop an operation in flight and go on using its socket (monoio 0.2.4 loses the data
 //!   or the descriptor); block (no DNS, no files); use `write_vectored_all` (use-after-free when
 //!   dropped); know what an instance, a policy or a handshake is.
-//! * **To extend:** TLS is one more variant of `stream::Inner`, with boxed futures so that plain streams
-//!   stay small.
+//! * **To extend:** another carrier is one more variant of `stream::Inner`, with boxed futures so that plain
+//!   streams stay small, as those of [`tls`] are.
 //!
 //! Two patterns carry everything here, both tried on ring, plain ring and epoll:
 //!
@@ -22,6 +22,9 @@ pub mod inbox;
 pub mod limit;
 pub mod listen;
 pub mod pool;
+pub mod redis;
 pub mod runtime;
 pub mod stream;
 pub mod sweep;
+pub mod tls;
+pub mod zmq;

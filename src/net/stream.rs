@@ -15,9 +15,10 @@ use monoio::net::{TcpStream, UnixStream};
 
 use super::buffer::Pieces;
 use super::runtime::Driver;
+use super::tls::Session;
 
 /// Where an upstream connection goes, resolved: a shard never asks DNS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),
@@ -26,6 +27,8 @@ pub enum Target {
 enum Inner {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Boxed, and its futures as well: a plain stream does not pay for it.
+    Tls(Box<Session>),
 }
 
 /// A connected stream. One reader and one writer at a time (two waiters on one direction do not work in
@@ -63,6 +66,14 @@ impl Stream {
             fd: stream.as_raw_fd(),
             inner: UnsafeCell::new(Inner::Unix(stream)),
         })
+    }
+
+    /// What a TLS handshake has made of a plain stream.
+    pub fn from_tls(session: Box<Session>) -> Stream {
+        Stream {
+            fd: session.raw().fd,
+            inner: UnsafeCell::new(Inner::Tls(session)),
+        }
     }
 
     /// Connects. `started` is told the descriptor before any wait, so that a deadline can end the wait by
@@ -119,10 +130,14 @@ impl Stream {
     pub async fn read(&self, buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         let (start, end) = (buf.len(), buf.capacity());
         debug_assert!(start < end, "no room to read into");
+        if let Inner::Tls(session) = self.inner() {
+            return Box::pin(session.read(buf)).await;
+        }
         let tail = SliceMut::new(buf, start, end);
         let (result, tail) = match self.inner() {
             Inner::Tcp(s) => s.read(tail).await,
             Inner::Unix(s) => s.read(tail).await,
+            Inner::Tls(_) => unreachable!("taken care of above"),
         };
         (result, tail.into_inner())
     }
@@ -131,6 +146,9 @@ impl Stream {
     pub async fn write_all(&self, buf: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         let mut buf = buf;
         let mut at = 0;
+        if let Inner::Tls(session) = self.inner() {
+            return Box::pin(session.write_all(buf)).await;
+        }
         while at < buf.len() {
             let (result, back) = if at == 0 {
                 self.write_once(buf).await
@@ -139,6 +157,7 @@ impl Stream {
                 let (result, part) = match self.inner() {
                     Inner::Tcp(s) => s.write(part).await,
                     Inner::Unix(s) => s.write(part).await,
+                    Inner::Tls(_) => unreachable!("taken care of above"),
                 };
                 (result, part.into_inner())
             };
@@ -156,16 +175,21 @@ impl Stream {
         match self.inner() {
             Inner::Tcp(s) => s.write(buf).await,
             Inner::Unix(s) => s.write(buf).await,
+            Inner::Tls(_) => unreachable!("write_all takes care of it"),
         }
     }
 
     /// Writes all pieces with writev, without copying them together.
     pub async fn write_pieces(&self, pieces: Pieces) -> io::Result<()> {
         let mut pieces = pieces;
+        if let Inner::Tls(session) = self.inner() {
+            return Box::pin(secret_pieces(session, &pieces)).await;
+        }
         while !pieces.is_empty() {
             let (result, back) = match self.inner() {
                 Inner::Tcp(s) => s.writev(pieces).await,
                 Inner::Unix(s) => s.writev(pieces).await,
+                Inner::Tls(_) => unreachable!("taken care of above"),
             };
             pieces = back;
             match result? {
@@ -181,6 +205,8 @@ impl Stream {
         match self.inner() {
             Inner::Tcp(s) => s.writable(false).await,
             Inner::Unix(s) => s.writable(false).await,
+            // It was connected before it became one.
+            Inner::Tls(_) => Ok(()),
         }
     }
 
@@ -196,6 +222,9 @@ impl Stream {
     /// Did the peer send anything (or close) since the last read? One syscall, no wait. Used before a
     /// pooled connection is trusted: an engine that is about to answer us has nothing to say yet.
     pub fn looks_fresh(&self) -> bool {
+        if let Inner::Tls(session) = self.inner() {
+            return session.looks_fresh();
+        }
         let mut byte = 0u8;
         // SAFETY: one byte of room, and flags that neither block nor take the byte.
         let n = unsafe {
@@ -208,6 +237,24 @@ impl Stream {
         };
         n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
     }
+}
+
+impl Stream {
+    /// Says, where the protocol has words for it, that all we sent is whole. Before a clean end only: whoever is cut
+    /// off must see that.
+    pub async fn say_end(&self) {
+        if let Inner::Tls(session) = self.inner() {
+            // The peer may be gone already.
+            let _ = Box::pin(session.finish()).await;
+        }
+    }
+}
+
+async fn secret_pieces(session: &Session, pieces: &Pieces) -> io::Result<()> {
+    for part in pieces.parts() {
+        session.write(part).await?;
+    }
+    Ok(())
 }
 
 /// Has the peer closed its side, or the connection broken? No wait, takes no data.

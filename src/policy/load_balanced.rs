@@ -21,18 +21,24 @@ struct LoadBalanced;
 
 impl Policy for LoadBalanced {
     fn pick(&self, candidates: &[Candidate], ask: &Ask) -> usize {
-        let mut best = None;
+        let mut best: Option<(Key, usize, Counts)> = None;
         for (at, one) in candidates.iter().enumerate() {
             let load = ask.facts.load(one.position);
             let key = (!fits(one, ask), rank(load, one.weight, ask.role));
             // Strictly less: the first of those that tie stays.
-            if best.is_none_or(|(least, _)| key < least) {
-                best = Some((key, at));
+            if best.is_none_or(|(least, ..)| key < least) {
+                best = Some((key, at, load));
             }
         }
-        best.map_or(0, |(_, at)| at)
+        best.map_or(0, |(_, at, load)| {
+            ask.facts.rests_on(load);
+            at
+        })
     }
 }
+
+/// What is least: whether it seems not to fit, and how busy it is.
+type Key = (bool, (f64, f64));
 
 /// The length is an estimate, so it only ranks.
 fn fits(one: &Candidate, ask: &Ask) -> bool {

@@ -52,6 +52,8 @@ pub struct Ask<'a> {
 pub trait Facts {
     /// The load of the candidate at this position, exact over all shards at this moment.
     fn load(&self, position: usize) -> Counts;
+    /// The pick rests on this load of the picked: if another shard is quicker, it is made again.
+    fn rests_on(&self, _load: Counts) {}
     /// The place on the ring of whoever asks.
     fn session(&self) -> u128;
     /// The place on the ring of how the prompt begins.

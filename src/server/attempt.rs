@@ -120,6 +120,10 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
                 Ok(()) => Ok(()),
                 Err(_) => Err(gone(x.trace.stage.get())),
             },
+            Stop::Said(said) => match Box::pin(reply.said(&x.request().id, &said)).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(gone(x.trace.stage.get())),
+            },
             stop => Err(error_of(stop)),
         };
     }
@@ -134,17 +138,14 @@ fn too_slow(x: &Exchange, stop: &Stop) -> bool {
     stage_ended && matches!(stop, Stop::Error(e) if e.kind == Kind::Timeout)
 }
 
-/// Might another try succeed? 4xx are answers, whoever gave them.
+/// Might another try succeed? 4xx are answers, whoever gave them, but for those that are listed.
 fn again(x: &Exchange, stop: &Stop, slow: bool) -> Option<Retry> {
-    let listed = &x.config.retry.retryable_status_codes;
     match stop {
         // The same one again would only be given twice the work.
         Stop::Error(_) if slow => anyone_new(x).then_some(Retry::Timeout),
         Stop::Again(error) if error.kind == Kind::BadResponse => Some(Retry::BadResponse),
         Stop::Again(_) => Some(Retry::Reset),
-        Stop::Answer(a) if a.head.status >= 500 && listed.contains(&a.head.status) => {
-            Some(Retry::Status)
-        }
+        Stop::Answer(a) if x.listed(a.head.status) => Some(Retry::Status),
         _ => None,
     }
 }
@@ -157,7 +158,7 @@ fn decode_only(x: &Exchange, stop: &Stop) -> bool {
     let failed = match stop {
         Stop::Answer(answer) => answer.head.status >= 500,
         Stop::Error(error) | Stop::Again(error) => error.kind.blame() != Blame::Client,
-        Stop::Broken(_) => false,
+        Stop::Broken(_) | Stop::Said(_) => false,
     };
     failed
         && x.config.prefill_failure == PrefillFailure::DecodeOnly
@@ -202,7 +203,9 @@ async fn back_off(x: &Exchange, attempt: u32) {
 pub fn error_of(stop: Stop) -> Error {
     match stop {
         Stop::Error(error) | Stop::Again(error) | Stop::Broken(error) => error,
-        Stop::Answer(_) => Error::new(Kind::Internal, Stage::Body, "an answer where none was due"),
+        Stop::Answer(_) | Stop::Said(_) => {
+            Error::new(Kind::Internal, Stage::Body, "an answer where none was due")
+        }
     }
 }
 

@@ -16,9 +16,11 @@ use crate::log;
 use crate::metrics::{
     Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
 };
+use crate::net::buffer::SMALL;
 use crate::net::inbox::{Duet, Inbox, read_client};
 use crate::net::stream::{Stream, finish_writing, reset_now, shutdown_now};
 use crate::net::sweep::{Fired, Slot, Wait};
+use crate::net::tls::{Acceptor, accept};
 use crate::wire::head::{Framing, Method, Name, RequestHead};
 
 use super::intake::{self, Arrived, NoRequest};
@@ -31,20 +33,33 @@ use super::{attempt, forward, pages};
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves the connection to its end. A panic ends this connection and nothing else.
-pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>) {
-    let Ok(stream) = Stream::from_tcp(fd, shard.tools.driver) else {
+pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>, door: u16) {
+    let Ok(mut stream) = Stream::from_tcp(fd, shard.tools.driver) else {
         return;
     };
-    let stream = Rc::new(stream);
     let slot = shard.tools.sweep.slot(stream.fd());
     let inbox = Inbox::new(shard.tools.buffers.clone());
+    if let Some(acceptor) = &shard.shared.acceptor
+        && door != OWN_PAGES
+    {
+        let greeted = Box::pin(greet(shard, acceptor, stream, &slot)).await;
+        slot.end_request();
+        let Some((greeted, first)) = greeted else {
+            return slot.forget_client();
+        };
+        stream = greeted;
+        inbox.begin_with(first);
+    }
+    let stream = Rc::new(stream);
     let reader = read_client(stream.clone(), inbox.clone(), slot.clone());
     let client = Client {
         shard: shard.clone(),
         stream: stream.clone(),
         slot,
         inbox,
-        peer,
+        // On an address of both families an IPv4 client would be called `::ffff:10.0.0.1`.
+        peer: peer.map(|ip| ip.to_canonical()),
+        door,
     };
     let (slot, inbox) = (client.slot.clone(), client.inbox.clone());
     let mut both = std::pin::pin!(Duet::new(reader, client.converse(), inbox));
@@ -63,6 +78,47 @@ pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>) {
     slot.forget_client();
 }
 
+/// The port of our own pages, where all paths are an engine's.
+pub const OWN_PAGES: u16 = u16::MAX;
+
+/// What Go's server says to a client that speaks plainly where it should not.
+const PLAIN_REFUSED: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
+/// TLS or not? The first byte tells. Gives the stream to serve, and what was read of a plain one.
+async fn greet(
+    shard: &Rc<Shard>,
+    acceptor: &Acceptor,
+    stream: Stream,
+    slot: &Slot,
+) -> Option<(Stream, Vec<u8>)> {
+    let config = shard.tools.config();
+    slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
+    let (result, bytes) = stream.read(shard.tools.buffers.lend(SMALL)).await;
+    if result.ok()? == 0 {
+        return None;
+    }
+    if bytes[0] != accept::FIRST_BYTE {
+        if acceptor.strict {
+            slot.arm(Wait::ClientWrite, config.timeouts.client_write);
+            _ = stream.write_all(PLAIN_REFUSED.to_vec()).await;
+            finish_writing(stream.fd());
+            return None;
+        }
+        return Some((stream, bytes));
+    }
+    slot.arm(Wait::Head, config.timeouts.head);
+    match acceptor.accept(stream, bytes).await {
+        Ok(secret) => Some((secret, Vec::new())),
+        Err(why) => {
+            log::limited("tls", log::Level::Debug, || {
+                format!("a TLS handshake with a client failed: {why}")
+            });
+            None
+        }
+    }
+}
+
 fn message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
@@ -75,6 +131,7 @@ struct Client {
     slot: Rc<Slot>,
     inbox: Rc<Inbox>,
     peer: Option<IpAddr>,
+    door: u16,
 }
 
 /// How one request ended, for its access line.
@@ -86,6 +143,7 @@ pub struct Outcome {
 
 impl Client {
     async fn converse(self) {
+        let mut whole = true;
         loop {
             let mut reply = Reply::new(
                 self.stream.clone(),
@@ -100,10 +158,16 @@ impl Client {
                         if reply.reset {
                             return self.reset().await;
                         }
+                        whole = !reply.broken;
                         break;
                     }
                 }
-                Err(NoRequest::Closed) => return,
+                Err(NoRequest::Closed) => {
+                    if !self.inbox.closed() {
+                        Box::pin(self.say_end()).await;
+                    }
+                    return;
+                }
                 Err(NoRequest::Refused(error)) => {
                     let refusal = self.refuse(&mut reply, &error, Endpoint::Other, None);
                     Box::pin(refusal).await;
@@ -114,7 +178,21 @@ impl Client {
                 break;
             }
         }
+        if whole && !self.inbox.closed() {
+            Box::pin(self.say_end()).await;
+        }
         self.linger().await;
+    }
+
+    /// To a client that speaks TLS: all it has is whole.
+    async fn say_end(&self) {
+        if self.shard.shared.acceptor.is_some() {
+            let limit = self.shard.tools.config().timeouts.client_write;
+            self.slot.end_request();
+            self.slot.arm(Wait::ClientWrite, limit);
+            self.stream.say_end().await;
+            self.slot.disarm();
+        }
     }
 
     /// One request whose head is there. True if the connection can serve another.
@@ -127,7 +205,11 @@ impl Client {
         let route = self.inbox.look(|b| {
             let (bytes, forward) = (&b[..arrived.head_len], &config.forward);
             let complete = || self.shard.tools.cluster.get().complete();
-            let route = surface::route(config.surface, head, bytes, forward, complete);
+            let route = match (&config.sidecar, self.door) {
+                (Some(_), OWN_PAGES) => surface::sidecar::own(head, bytes),
+                (Some(sidecar), _) => surface::sidecar::route(sidecar, head, bytes),
+                _ => surface::route(config.surface, head, bytes, forward, complete),
+            };
             reply.cors = surface::cors(config.surface, head, bytes, route);
             route
         });
@@ -201,7 +283,8 @@ impl Client {
         let id = self.id(&head, &bytes[..head_len]);
         let trace = Trace::new(started);
         trace.body.set(Some(started.elapsed()));
-        let request = Request::new(head, bytes, head_len, decoded, id, self.peer, held);
+        let mut request = Request::new(head, bytes, head_len, decoded, id, self.peer, held);
+        request.door = self.door;
         // Boxed: what an async fn is given by value it holds twice, for as long as it runs.
         (Box::new(request), trace)
     }
@@ -224,6 +307,10 @@ impl Client {
             Route::Generate(endpoint) => {
                 let attempt = attempt::generate(&self.shard, request, trace, reply, endpoint);
                 Box::pin(attempt).await
+            }
+            Route::Decode => Box::pin(forward::decode(&self.shard, request, trace, reply)).await,
+            Route::Epd(surface::epd::Page::Profile) => {
+                Box::pin(forward::profile(&self.shard, request, trace, reply)).await
             }
             Route::Forward => Box::pin(forward::forward(&self.shard, request, trace, reply)).await,
             Route::Xpyd(Page::Engine(members)) => {
@@ -255,14 +342,18 @@ impl Client {
         arrived: Option<&Arrived>,
     ) {
         let mut line = log::Access::default();
-        if let Some(Arrived { head, head_len, .. }) = arrived {
-            self.inbox.look(|bytes| {
+        self.inbox.look(|bytes| match arrived {
+            Some(Arrived { head, head_len, .. }) => {
                 let bytes = &bytes[..*head_len];
                 line.id = self.id(head, bytes);
                 line.method = head.method_text(bytes).to_owned().into();
                 line.path = head.target(bytes).into();
-            });
-        }
+            }
+            None => {
+                let (method, path) = intake::named(bytes).unwrap_or(("-".into(), "-".into()));
+                (line.method, line.path) = (method.into(), path.into());
+            }
+        });
         let metrics = &self.shard.tools.metrics;
         reply.keep_alive = false;
         metrics.inc(Counter::request_errors(ErrorKind(error.kind.index())));
@@ -310,7 +401,7 @@ impl Client {
                 method: request.head.method_text(head).to_owned().into(),
                 path: request.head.target(head).into(),
                 bytes_in: request.body().len() as u64,
-                handshake: self.shard.shared.handshake_spec.name,
+                handshake: self.shard.shared.handshake_name,
                 ..log::Access::default()
             }
         })
@@ -355,6 +446,7 @@ impl Client {
 fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
     let spans = [
         (Span::Body, trace.body.get()),
+        (Span::Encode, trace.encode.get()),
         (Span::Prefill, trace.prefill.get()),
         (Span::DecodeHead, trace.decode_head.get()),
         (Span::Ttft, trace.ttft.get()),
@@ -371,7 +463,7 @@ fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
 fn endpoint(route: Route) -> Endpoint {
     match route {
         Route::Generate(endpoint) => endpoint,
-        Route::Forward | Route::Xpyd(Page::Engine(_)) => Endpoint::Forward,
+        Route::Forward | Route::Decode | Route::Xpyd(Page::Engine(_)) => Endpoint::Forward,
         _ => Endpoint::Other,
     }
 }

@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::learn::Questions;
-use crate::cluster::{Health, Instance, health, resolve};
+use crate::cluster::names::resolve;
+use crate::cluster::{Health, Instance, health};
 use crate::config::{Address, Config, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::Stream;
 
-use super::{Shared, admin, startup, status, xpyd};
+use super::{Shared, admin, epd, startup, status, xpyd};
 
 /// What a shard asks of the control thread. Pages are rendered here: a scrape of 64 shards on a shard
 /// would be a stutter in every stream.
@@ -28,8 +29,10 @@ use super::{Shared, admin, startup, status, xpyd};
 pub enum Ask {
     Metrics,
     Status,
+    /// May wait for DNS: answered in a task, as the next.
     Admin(admin::Ask),
-    /// Waits for engines: answered in a task.
+    Epd(epd::Ask),
+    /// Waits for engines.
     Xpyd(xpyd::Ask),
 }
 
@@ -66,6 +69,9 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     monoio::spawn(watch_wedges(shared.clone()));
     monoio::spawn(startup::watch(shared.clone()));
     monoio::spawn(startup::heartbeat(shared.clone()));
+    if shared.config.get().epd.dynamic_registration {
+        monoio::spawn(epd::roster::forget(shared.clone()));
+    }
     let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,
@@ -84,7 +90,17 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
                     let answer = match ask {
                         Ask::Metrics => (200, metrics(&shared)),
                         Ask::Status => (200, status::render(&shared)),
-                        Ask::Admin(ask) => admin::carry_out(&shared, ask),
+                        Ask::Admin(ask) => {
+                            let shared = shared.clone();
+                            monoio::spawn(async move {
+                                asker.answer(&shared, admin::carry_out(&shared, ask).await);
+                            });
+                            continue;
+                        }
+                        Ask::Epd(ask) => {
+                            epd::take(&shared, asker, ask);
+                            continue;
+                        }
                         Ask::Xpyd(ask) => {
                             desk.take(asker, ask);
                             continue;
@@ -260,6 +276,18 @@ fn sample_instances(shared: &Arc<Shared>) {
             let wedged = one.wedged.load(Ordering::Relaxed);
             scrape.add(Sampled::InstanceWedged, &labels, flag(wedged));
             scrape.add(Sampled::InstanceDraining, &labels, flag(one.draining()));
+        }
+        if let Some(socket) = shared.handshake.notices() {
+            let seen = &socket.notices.seen;
+            let of = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed) as f64;
+            scrape.add(Sampled::Notices, &["counted"], of(&seen.counted));
+            scrape.add(Sampled::Notices, &["failed"], of(&seen.failed));
+            scrape.add(Sampled::Notices, &["unknown"], of(&seen.unknown));
+            scrape.add(Sampled::Notices, &["unreadable"], of(&seen.unreadable));
+            let peers = &socket.pull.peers;
+            scrape.add(Sampled::NoticeSenders, &[], of(&peers.connected));
+            scrape.add(Sampled::NoticeSendersRefused, &[], of(&peers.refused));
+            scrape.add(Sampled::NoticesOpen, &[], socket.notices.open() as f64);
         }
         for (index, driver) in shared.drivers.iter().enumerate() {
             let name = driver.get().map_or("starting", |d| d.name());

@@ -6,10 +6,12 @@ use crate::cluster::breaker::{State, now_ms};
 use crate::config::Role;
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Request, Stop, Trace};
+use crate::log;
 use crate::metrics::Endpoint;
 
 use super::attempt::{self, error_of, finish, settle};
 use super::connection::Outcome;
+use super::epd;
 use super::shard::Shard;
 use super::surface::xpyd;
 
@@ -23,14 +25,42 @@ pub async fn forward(
     reply: &mut Reply,
 ) -> Outcome {
     let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
-    let result = run(&x, reply).await;
+    let result = run(&x, reply, &ROLES).await;
     let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)
 }
 
-async fn run(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+/// To one instance that answers clients: these know what prefill instances were never told.
+pub async fn decode(
+    shard: &Rc<Shard>,
+    request: Box<Request>,
+    trace: Trace,
+    reply: &mut Reply,
+) -> Outcome {
+    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+    let result = run(&x, reply, &[Role::Aggregated, Role::Decode]).await;
+    let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
+    finish(x, Endpoint::Forward, end)
+}
+
+/// One instance of each role begins or ends its profile.
+pub async fn profile(
+    shard: &Rc<Shard>,
+    request: Box<Request>,
+    trace: Trace,
+    reply: &mut Reply,
+) -> Outcome {
+    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+    let end = match epd::page::profiles(&x, reply).await {
+        Ok(()) => log::End::Ok,
+        Err(_) => log::End::ClientGone,
+    };
+    finish(x, Endpoint::Other, end)
+}
+
+async fn run(x: &Exchange, reply: &mut Reply, roles: &[Role]) -> Result<(), Stop> {
     let now = now_ms();
-    let mut roles = ROLES.to_vec();
+    let mut roles = roles.to_vec();
     roles.retain(|role| !x.cluster.role(*role).is_empty());
     roles.sort_by_key(|role| !x.cluster.available(*role, now));
     let last = roles.pop().unwrap_or(Role::Decode);
@@ -88,6 +118,7 @@ async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
         let mut leg = Leg::new(Stage::DecodeHead);
         leg.verbatim = true;
         leg.alone = true;
+        leg.json = true;
         match x.open(picked, leg).await {
             Ok(opened) => return reply.relay(x, opened).await,
             Err(Stop::Error(error)) if error.kind == Kind::ConnectFailed => last = error,

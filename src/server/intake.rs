@@ -47,6 +47,9 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
         }
         let (found, length) = inbox.look(|bytes| (scan.advance(bytes), bytes.len()));
         let found = found.map_err(bad_head)?;
+        if started.is_none() && inbox.look(|b| b.first().is_some_and(|first| never_http(*first))) {
+            return Err(no_http(inbox));
+        }
         // A read may end in the middle of the ignorable line: a lone CR starts no head.
         if started.is_none() && inbox.look(|b| !matches!(b, [] | [b'\r'])) {
             started = Some(Instant::now());
@@ -78,6 +81,40 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
             });
         }
     }
+}
+
+/// No request line begins so (nor the empty line before one): waiting for the end of the head would be
+/// waiting for nothing. A TLS hello is the common case.
+fn never_http(first: u8) -> bool {
+    !first.is_ascii_graphic() && !matches!(first, b'\r' | b'\n' | b' ')
+}
+
+fn no_http(inbox: &Inbox) -> NoRequest {
+    const TLS_HANDSHAKE: u8 = 0x16;
+    refused(
+        Kind::BadRequest,
+        match inbox.look(|b| b.first() == Some(&TLS_HANDSHAKE)) {
+            true => {
+                "this port speaks plain HTTP and was greeted with TLS: use http://, or a TLS terminator in front"
+            }
+            false => "this is no HTTP request",
+        },
+    )
+}
+
+/// Method and target of a head that could not be read, if it begins with something like them. (It may as
+/// well begin with the rest of a body that was longer than it said: that is not for the log.)
+pub fn named(bytes: &[u8]) -> Option<(String, String)> {
+    let line = bytes.split(|b| matches!(b, b'\r' | b'\n')).next()?;
+    let mut words = line.split(|b| *b == b' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let told = (1..=16).contains(&method.len())
+        && method.iter().all(u8::is_ascii_uppercase)
+        && target.first() == Some(&b'/');
+    told.then(|| {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        (text(method), text(target))
+    })
 }
 
 fn bad_head(bad: BadHead) -> NoRequest {

@@ -1,6 +1,6 @@
 //! Messages to a thread that waits in its ring: a locked list and one byte through a socket pair.
 //!
-//! Used per scrape, per drain, never per request.
+//! Used per scrape, per drain, and per request only where one waits for another process (notices).
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

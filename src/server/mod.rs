@@ -15,6 +15,8 @@ pub mod attempt;
 pub mod connection;
 pub mod control;
 pub mod cores;
+pub mod doors;
+pub mod epd;
 pub mod forward;
 pub mod intake;
 pub mod mailbox;
@@ -26,6 +28,7 @@ pub mod status;
 pub mod surface;
 pub mod xpyd;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,14 +36,19 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, resolve};
+use crate::cluster::guest::Guests;
+use crate::cluster::names::resolve;
+use crate::cluster::{Cluster, Instance, kubernetes};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
+use crate::exchange::pinned::{Hosts, TrustOf};
 use crate::exchange::{Exchange, Policies};
 use crate::handshake::{self, Handshake};
 use crate::log;
 use crate::metrics::{self, Gauge, Metrics};
 use crate::net::runtime::Driver;
+use crate::net::stream::Target;
+use crate::net::tls::Acceptor;
 use crate::net::{limit, listen};
 use crate::policy;
 use crate::shared::Published;
@@ -54,10 +62,15 @@ pub struct Shared {
     pub config: Arc<Published<Config>>,
     pub cluster: Arc<Published<Cluster>>,
     pub handshake: Box<dyn Handshake>,
-    pub handshake_spec: &'static handshake::Spec,
+    pub handshake_name: &'static str,
+    /// The roles that it needs.
+    pub needs: Vec<Role>,
     /// For models that only aggregated instances serve, whatever the handshake of the others.
     pub aggregated: Box<dyn Handshake>,
     pub policies: Arc<Policies>,
+    pub hosts: Arc<Hosts>,
+    /// Makes TLS of clients' connections, where they may speak it.
+    pub acceptor: Option<Acceptor>,
     pub metrics: Arc<Metrics>,
     pub started: Instant,
     /// Generate requests in flight in the process.
@@ -66,7 +79,7 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// The threads have been told to end.
     pub stopped: AtomicBool,
-    pub shards: Vec<Mailbox<shard::Letter>>,
+    pub shards: Arc<Vec<Mailbox<shard::Letter>>>,
     pub control: Mailbox<control::Letter>,
     /// Held while the cluster is being changed.
     pub changing: Mutex<()>,
@@ -85,12 +98,18 @@ impl Shared {
         let cluster = self.cluster.get();
         let up = |role: &Role| cluster.available(*role, now);
         !self.draining.load(Ordering::Relaxed)
-            && (self.handshake_spec.needs.iter().all(up) || up(&Role::Aggregated))
+            && (self.needs.iter().all(up)
+                || up(&Role::Aggregated)
+                // P comes with the request.
+                || (self.config.get().sidecar.is_some() && up(&Role::Decode)))
     }
 
     /// The script for this request: the configured one, unless only aggregated instances can serve it.
     pub fn script(&self, x: &Exchange) -> &dyn Handshake {
-        let needs = self.handshake_spec.needs;
+        if self.handshake.serves_aggregated() {
+            return &*self.handshake;
+        }
+        let needs = &self.needs;
         let mixed = !needs.contains(&Role::Aggregated) && !x.members(Role::Aggregated).is_empty();
         if !mixed {
             return &*self.handshake;
@@ -112,6 +131,8 @@ const AGGREGATED: &str = "aggregated";
 /// A running proxy. Dropping it stops it at once; [`Server::drain`] lets streams finish first.
 pub struct Server {
     pub address: SocketAddr,
+    /// Of all doors.
+    pub addresses: Vec<(u16, SocketAddr)>,
     pub shared: Arc<Shared>,
     /// One line per shard: its CPU, its driver, and why not a faster one.
     pub shard_lines: Vec<String>,
@@ -124,17 +145,27 @@ impl Server {
     pub fn start(config: Config) -> io::Result<Server> {
         let cpus = cores::plan(&config.cores).map_err(io::Error::other)?;
         let open_files_max = limit::raise_nofile();
-        let listeners = bind(&config, cpus.len())?;
-        let address = listeners[0].local_addr()?;
+        // First what others connect to by themselves (notices): they may have been waiting for us.
         let (shared, ears, control_ear) = build(config, cpus.len(), open_files_max)?;
+        let mut doors = Vec::new();
+        let settings = shared.config.get();
+        for (door, port) in doors::of(&settings) {
+            doors.push((door, bind(&settings, port, cpus.len())?));
+        }
+        let address = doors[0].1[0].local_addr()?;
+        let at = |(door, all): &(u16, Vec<TcpListener>)| Ok((*door, all[0].local_addr()?));
+        let addresses: io::Result<Vec<_>> = doors.iter().map(at).collect();
+        let addresses = addresses?;
         let control = control::spawn(shared.clone(), control_ear)?;
         let (report, reports) = mpsc::channel();
         let mut shards = Vec::new();
-        for (index, ((cpu, listener), ear)) in cpus.iter().zip(listeners).zip(ears).enumerate() {
+        for (index, (cpu, ear)) in cpus.iter().zip(ears).enumerate() {
+            let listeners = doors.iter_mut();
+            let listeners = listeners.filter_map(|(door, all)| Some((*door, all.pop()?)));
             let start = shard::Start {
                 index,
                 cpu: *cpu,
-                listener,
+                listeners: listeners.collect(),
                 ear,
                 shared: shared.clone(),
                 report: report.clone(),
@@ -151,6 +182,7 @@ impl Server {
         }
         Ok(Server {
             address,
+            addresses,
             shared,
             shard_lines,
             shards,
@@ -161,7 +193,7 @@ impl Server {
     /// Stops accepting, lets what runs finish within the limit, then stops. True: nothing was cut.
     pub fn drain(mut self, limit: Duration) -> bool {
         self.shared.draining.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Drain);
         }
         let deadline = Instant::now() + limit;
@@ -191,7 +223,7 @@ impl Server {
                 "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
             )
         });
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::CutOff);
         }
         let deadline = Instant::now() + LAST_WORDS;
@@ -211,10 +243,18 @@ impl Server {
         self.shared.backends.failure()
     }
 
+    /// Where notices are taken, if the handshake has any.
+    pub fn notices(&self) -> Option<SocketAddr> {
+        self.shared
+            .handshake
+            .notices()
+            .map(|socket| socket.pull.address)
+    }
+
     fn stop(&mut self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         self.shared.stopped.store(true, Ordering::SeqCst);
-        for shard in &self.shared.shards {
+        for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::Stop);
         }
         self.shared.control.post(control::Letter::Stop);
@@ -222,6 +262,10 @@ impl Server {
             if thread.join().is_err() {
                 log::error(|| "a thread ended in a panic".into());
             }
+        }
+        // Whoever comes next wants its address, whatever still holds on to `Shared`.
+        if let Some(socket) = self.shared.handshake.notices() {
+            socket.pull.close();
         }
     }
 }
@@ -232,8 +276,8 @@ impl Drop for Server {
     }
 }
 
-fn bind(config: &Config, shards: usize) -> io::Result<Vec<TcpListener>> {
-    let place = format!("{}:{}", config.host, config.port);
+fn bind(config: &Config, port: u16, shards: usize) -> io::Result<Vec<TcpListener>> {
+    let place = format!("{}:{port}", config.host);
     let say = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -248,7 +292,7 @@ fn bind(config: &Config, shards: usize) -> io::Result<Vec<TcpListener>> {
         )
     };
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let address = (host, config.port)
+    let address = (host, port)
         .to_socket_addrs()
         .map_err(say)?
         .next()
@@ -272,6 +316,22 @@ fn build(
     let policies = policies(&config)?;
     prepare(&config, &cluster);
     let (script, plain) = ((spec.build)(&config)?, (aggregated.build)(&config)?);
+    let script = handshake::beside(script, &config);
+    let acceptor = doors::acceptor(&config)?;
+    let trust = TrustOf::default();
+    if doors::secret_upstream(&config) {
+        trust.load(&config)?;
+    }
+    let hosts = Hosts {
+        guests: Guests::new(&config.circuit_breaker, &metrics),
+        members: Arc::new(Published::new(Default::default())),
+        trust,
+    };
+    hosts.prepare(&config, &cluster)?;
+    let allow = config.sidecar.as_ref().and_then(|s| s.allow.as_ref());
+    if let Some(pool) = allow.and_then(|allow| allow.pool.clone()) {
+        kubernetes::follow(pool, &hosts.members)?;
+    }
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {
@@ -283,17 +343,20 @@ fn build(
     let shared = Arc::new(Shared {
         config: Arc::new(Published::new(config)),
         cluster: Arc::new(Published::new(cluster)),
+        handshake_name: spec.name,
+        needs: script.needs().unwrap_or_else(|| spec.needs.to_vec()),
         handshake: script,
-        handshake_spec: spec,
         aggregated: plain,
         policies: Arc::new(policies),
+        hosts: Arc::new(hosts),
+        acceptor,
         metrics,
         started: Instant::now(),
         in_flight: AtomicUsize::new(0),
         connections: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
-        shards: mailboxes,
+        shards: Arc::new(mailboxes),
         control,
         drivers: (0..shards).map(|_| std::sync::OnceLock::new()).collect(),
         changing: Mutex::new(()),
@@ -301,6 +364,15 @@ fn build(
         backends: startup::Backends::default(),
         xpyd: metrics::xpyd::Families::new(shards),
     });
+    if let Some(socket) = shared.handshake.notices() {
+        // Not all of `Shared`, which owns the thread that rings.
+        let shards = shared.shards.clone();
+        socket.notices.ring_with(Box::new(move |shard, ticket| {
+            if let Some(shard) = shards.get(shard) {
+                shard.post(shard::Letter::Noticed(ticket));
+            }
+        }));
+    }
     Ok((shared, ears, control_ear))
 }
 
@@ -314,6 +386,20 @@ fn resolve_names(cluster: &Cluster) {
                 log::warning(|| format!("{role} {name}: its name has no address yet"));
             }
             instance.targets.publish(found);
+        }
+    }
+    let mut places: HashMap<Target, &Arc<Instance>> = HashMap::new();
+    for instance in &cluster.instances {
+        for target in &**instance.targets.get() {
+            let other = *places.entry(target.clone()).or_insert(instance);
+            if other.address != instance.address {
+                let (role, name) = (instance.role.name(), &instance.name);
+                let (other_role, other) = (other.role.name(), &other.name);
+                log::warning(|| {
+                    format!("{role} {name} is {other_role} {other} by another name: list it once")
+                });
+                break;
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::metrics::{self, Counter, ErrorKind};
 use crate::net::sweep::Slot;
 
 use super::shard::Shard;
-use super::surface::Route;
-use super::{admin, control, xpyd};
+use super::surface::{self, Route};
+use super::{admin, control, epd, xpyd};
 
 const JSON: &str = "application/json";
 
@@ -93,9 +93,17 @@ async fn page(
     slot: &Slot,
 ) -> Result<Page, Error> {
     let fail = |kind, what: &'static str| Err(Error::new(kind, Stage::Body, what));
-    let surface = shard.tools.config().surface;
+    let face = shard.tools.config().surface;
     match route {
+        Route::Health if face == Surface::Sidecar => Ok(Page {
+            content_type: "",
+            ..json(200, Vec::new())
+        }),
         Route::Health => Ok(json(200, br#"{"status":"ok"}"#.to_vec())),
+        Route::Conversations => {
+            let all = shard.shared.handshake.conversations(&shard.tools);
+            Ok(json(200, surface::multiturn::health(all)))
+        }
         Route::Ready if shard.shared.ready() => Ok(json(200, br#"{"status":"ready"}"#.to_vec())),
         Route::Ready if shard.draining() => fail(Kind::Draining, "the proxy is draining"),
         Route::Ready => fail(
@@ -105,9 +113,9 @@ async fn page(
         Route::Metrics => {
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {
-                content_type: match surface {
-                    Surface::Native => metrics::CONTENT_TYPE,
+                content_type: match face {
                     Surface::Xpyd => metrics::xpyd::CONTENT_TYPE,
+                    _ => metrics::CONTENT_TYPE,
                 },
                 ..json(status, body)
             })
@@ -125,11 +133,12 @@ async fn page(
         Route::MethodNotAllowed(allow) => {
             let kind = Kind::MethodNotAllowed;
             let error = Error::new(kind, Stage::Body, format!("this path takes {allow}"));
-            Ok(json(kind.status(), shape::body(surface, &error)).with("allow", allow))
+            Ok(json(kind.status(), shape::body(face, &error)).with("allow", allow))
         }
-        Route::NotFound | Route::Generate(_) | Route::Forward => {
+        Route::NotFound | Route::Generate(_) | Route::Forward | Route::Decode => {
             fail(Kind::NotFound, shape::NO_PATH)
         }
+        Route::Epd(page) => epd::page::answer(shard, request, slot, page).await,
         Route::Xpyd(page) => xpyd::page::answer(shard, request, slot, page).await,
     }
 }

@@ -1,7 +1,7 @@
 //! Reload: a new configuration for a running proxy. What runs keeps the old one to its end.
 
 use crate::cluster::change;
-use crate::config::Config;
+use crate::config::{Config, Multiturn};
 use crate::log;
 
 use super::{Server, admin};
@@ -20,15 +20,30 @@ impl Server {
         new.port = old.port;
         new.handshake.clone_from(&old.handshake);
         new.surface = old.surface;
+        new.epd = old.epd.clone();
+        new.sidecar.clone_from(&old.sidecar);
+        new.tls.clone_from(&old.tls);
+        new.upstream_tls.clone_from(&old.upstream_tls);
         new.cores = old.cores.clone();
+        new.lmcache = old.lmcache.clone();
         new.scheduling = old.scheduling.clone();
         new.models = old.models.clone();
+        new.multiturn = multiturn(&old.multiturn, &new.multiturn);
         let changes = change::between(&shared.cluster.get(), &old, &new);
         admin::apply(shared, &changes).map_err(|refused| refused.to_string())?;
         let count = changes.len();
         shared.config.publish(new);
         log::warning(|| format!("reload: done, {count} changes of instances"));
         Ok(())
+    }
+}
+
+/// The store stays as it was started; what is said to whom may change.
+fn multiturn(old: &Multiturn, new: &Multiturn) -> Multiturn {
+    Multiturn {
+        expose_kv_params: new.expose_kv_params,
+        remote_host: new.remote_host,
+        ..old.clone()
     }
 }
 
@@ -39,10 +54,19 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("port", old.port == new.port),
         ("handshake", old.handshake == new.handshake),
         ("surface", old.surface == new.surface),
+        ("epd", old.epd == new.epd),
+        ("sidecar", old.sidecar == new.sidecar),
+        ("tls", old.tls == new.tls),
+        ("upstream_tls", old.upstream_tls == new.upstream_tls),
+        ("lmcache", old.lmcache == new.lmcache),
         ("shards, cpus or numa", old.cores == new.cores),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),
         ("log_level", old.log_level == new.log_level),
+        (
+            "multiturn (but for expose_kv_params and remote_host)",
+            multiturn(&old.multiturn, &new.multiturn) == new.multiturn,
+        ),
         (
             "timeouts.pool_idle",
             old.timeouts.pool_idle == new.timeouts.pool_idle,

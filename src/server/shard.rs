@@ -19,6 +19,7 @@ use crate::cluster::load::LoadView;
 use crate::config::Surface;
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::budget::Budget;
+use crate::exchange::notice::Waiters;
 use crate::exchange::release::{self, Met, Releases};
 use crate::exchange::{Tools, shape};
 use crate::log;
@@ -41,6 +42,8 @@ pub enum Letter {
         status: u16,
         body: Vec<u8>,
     },
+    /// The notices of this ticket are there.
+    Noticed(u64),
     Drain,
     /// The time for draining is over: what still runs is ended, and says so to its client.
     CutOff,
@@ -51,7 +54,8 @@ pub enum Letter {
 pub struct Start {
     pub index: usize,
     pub cpu: Option<usize>,
-    pub listener: TcpListener,
+    /// Each with its door; the main one first.
+    pub listeners: Vec<(u16, TcpListener)>,
     pub ear: UnixStream,
     pub shared: Arc<Shared>,
     /// One line when it serves, or why it cannot.
@@ -77,7 +81,7 @@ pub struct Shard {
     tickets: Cell<u64>,
     stop: Cell<bool>,
     stop_waker: RefCell<Option<Waker>>,
-    listener_fd: RawFd,
+    listeners: Vec<(u16, RawFd)>,
 }
 
 enum Render {
@@ -120,16 +124,20 @@ fn describe(start: &Start, driver: &Driver, why: &str, pinned: bool) -> String {
 async fn serve(start: Start, driver: Driver, line: String) {
     let Start {
         index,
-        listener,
+        listeners,
         ear,
         shared,
         report,
         ..
     } = start;
-    let shard = Rc::new(new_shard(index, shared, driver, listener.as_raw_fd()));
+    let fds = listeners.iter();
+    let fds = fds.map(|(door, listener)| (*door, listener.as_raw_fd()));
+    let shard = Rc::new(new_shard(index, shared, driver, fds.collect()));
     let _ = report.send((index, Ok(line)));
     drop(report);
-    monoio::spawn(accept(shard.clone(), listener, driver));
+    for (door, listener) in listeners {
+        monoio::spawn(accept(shard.clone(), listener, door, driver));
+    }
     monoio::spawn(release::run(shard.tools.clone()));
     monoio::spawn(sweep(shard.clone()));
     monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
@@ -143,19 +151,26 @@ async fn serve(start: Start, driver: Driver, line: String) {
     .await;
 }
 
-fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: RawFd) -> Shard {
+fn new_shard(
+    index: usize,
+    shared: Arc<Shared>,
+    driver: Driver,
+    listeners: Vec<(u16, RawFd)>,
+) -> Shard {
     let config = shared.config.get();
     let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
     let tools = Tools {
         driver,
         cluster: Reader::new(shared.cluster.clone()),
         policies: shared.policies.clone(),
+        hosts: shared.hosts.clone(),
         buffers: Rc::new(Buffers::default()),
         pool: Pool::new(config.limits.idle_per_instance_max, idle_ms),
         view: LoadView::new(config.scheduling.load_view_max_age),
         sweep: Rc::new(Sweep::default()),
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
+        redis: std::cell::OnceCell::new(),
         releases: Releases::new(config.limits.releases_max),
         met: Met::default(),
         budget: Budget::default(),
@@ -163,6 +178,8 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: Raw
         rotation: std::array::from_fn(|_| Cell::new(index as u64)),
         candidates: RefCell::default(),
         settings: Reader::new(shared.config.clone()),
+        shard: index,
+        waiters: Waiters::default(),
     };
     Shard {
         index,
@@ -173,12 +190,12 @@ fn new_shard(index: usize, shared: Arc<Shared>, driver: Driver, listener_fd: Raw
         tickets: Cell::new(0),
         stop: Cell::new(false),
         stop_waker: RefCell::new(None),
-        listener_fd,
+        listeners,
     }
 }
 
 /// Accepts for ever, in a task that is never cancelled: a cancelled accept leaks a descriptor.
-async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
+async fn accept(shard: Rc<Shard>, listener: TcpListener, door: u16, driver: Driver) {
     let _ = listener.set_nonblocking(driver.nonblocking());
     let Ok(listener) = monoio::net::TcpListener::from_std(listener) else {
         return;
@@ -188,7 +205,7 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener, driver: Driver) {
             Ok((stream, peer)) => {
                 // SAFETY: the number was just given up by its owner.
                 let fd = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
-                shard.clone().serve(fd, Some(peer.ip()));
+                shard.clone().serve(fd, Some(peer.ip()), door);
             }
             Err(_) if shard.shared.draining.load(Ordering::Relaxed) => return,
             Err(error) => {
@@ -246,6 +263,7 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
                 } => {
                     shard.answered(ticket, (status, body));
                 }
+                Letter::Noticed(ticket) => shard.tools.waiters.wake(ticket),
                 Letter::Drain => shard.drain(),
                 Letter::CutOff => {
                     let wait = Counter::timeouts(Wait::Drain);
@@ -263,7 +281,7 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
 
 impl Shard {
     /// Serves one client connection, from wherever it was accepted.
-    pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>) {
+    pub fn serve(self: Rc<Self>, fd: OwnedFd, peer: Option<IpAddr>, door: u16) {
         let metrics = self.tools.metrics.clone();
         metrics.inc(Counter::connections_accepted());
         let limit = self.tools.config().limits.connections_max;
@@ -277,7 +295,7 @@ impl Shard {
         }
         metrics.gauge_add(Gauge::connections_open(), 1);
         monoio::spawn(async move {
-            connection::serve(&self, fd, peer).await;
+            connection::serve(&self, fd, peer, door).await;
             self.shared.connections.fetch_sub(1, Ordering::Relaxed);
             self.tools.metrics.gauge_add(Gauge::connections_open(), -1);
         });
@@ -326,11 +344,13 @@ impl Shard {
     fn drain(self: &Rc<Self>) {
         // Clients whose connection the kernel has already taken are answered; closing the listener would
         // reset them.
-        while let Some(fd) = accept_now(self.listener_fd) {
-            self.clone().serve(fd, None);
+        for (door, listener) in &self.listeners {
+            while let Some(fd) = accept_now(*listener) {
+                self.clone().serve(fd, None, *door);
+            }
+            // Ends the pending accept.
+            shutdown_now(*listener);
         }
-        // Ends the pending accept.
-        shutdown_now(self.listener_fd);
         self.tools.sweep.end_idle();
     }
 

@@ -370,7 +370,7 @@ fn put_choice(out: &mut Vec<u8>, raw: &[u8], chat: bool, finish: &[u8], stop: Op
 pub struct Token<'a> {
     pub text: Cow<'a, [u8]>,
     /// The same as JSON, without quotes.
-    raw: &'a [u8],
+    pub raw: &'a [u8],
     /// `finish_reason` as JSON.
     finish: &'a [u8],
     /// `stop_reason` as JSON, if the engine has such a member.
@@ -544,13 +544,18 @@ impl Ask {
     /// `None` if the first token has to be D's: several choices or prompts, or anything that hangs on
     /// the token besides its text.
     pub fn of(body: &[u8], object: &Object, prompts: usize, chat: bool) -> Option<Ask> {
+        let streamed = object.get(body, "stream") == Some(b"true");
+        Ask::of_any(body, object, prompts, chat).filter(|_| streamed)
+    }
+
+    /// The same, whether it is a stream or not.
+    pub fn of_any(body: &[u8], object: &Object, prompts: usize, chat: bool) -> Option<Ask> {
         let get = |key| object.get(body, key);
         let plain = |key, allowed: &[u8]| get(key).is_none_or(|v| v == b"null" || v == allowed);
-        let streamed = get("stream") == Some(b"true");
         let one = prompts == 1 && plain("n", b"1") && plain("best_of", b"1");
         // P is asked without it, so it may end where D must not.
         let free = plain("min_tokens", b"0");
-        if !(streamed && one && free) || DECODE_FIRST.iter().any(|key| set(get(key))) {
+        if !(one && free) || DECODE_FIRST.iter().any(|key| set(get(key))) {
             return None;
         }
         let options = get("stream_options").unwrap_or(b"null");

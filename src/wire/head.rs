@@ -388,6 +388,12 @@ impl ResponseHead {
         text(head, self.reason)
     }
 
+    /// What the answer means is another status than it says. (Its words went with the old one.)
+    pub fn override_status(&mut self, status: u16) {
+        self.status = status;
+        self.reason = (0, 0);
+    }
+
     /// How the body that follows is framed, given the request's method (RFC 9112 section 6.3).
     pub fn framing(&self, to_head: bool) -> Framing {
         if to_head || self.status < 200 || self.status == 204 || self.status == 304 {

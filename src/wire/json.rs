@@ -31,6 +31,16 @@ impl Member {
         self.value.0 as usize..self.value.1 as usize
     }
 
+    /// The name, unescaped.
+    pub fn key<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        unescape(self.written_key(bytes))
+    }
+
+    /// The name as it is written, without quotes.
+    pub fn written_key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.key.0 as usize..self.key.1 as usize]
+    }
+
     /// From the key's opening quote to the end of the value.
     fn whole(&self) -> Range<usize> {
         self.key.0 as usize - 1..self.value.1 as usize
@@ -432,7 +442,7 @@ pub enum Edit {
 }
 
 impl Edit {
-    fn key(&self) -> &'static str {
+    pub fn key(&self) -> &'static str {
         match self {
             Edit::Remove(key) | Edit::Set(key, _) | Edit::Replace(key, _) => key,
         }
@@ -565,6 +575,43 @@ impl Pieces {
         self.upto(end);
         self.list
     }
+}
+
+/// A change below the top level: these bytes of the source become others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    pub at: Range<usize>,
+    pub with: Vec<u8>,
+}
+
+/// The pieces with these patches, which are in the order of their places and do not overlap. A patch whose
+/// place an edit has taken out goes with it.
+pub fn patch(pieces: Vec<Piece>, patches: &[Patch]) -> Vec<Piece> {
+    let mut out = Vec::with_capacity(pieces.len() + 2 * patches.len());
+    let mut rest = patches.iter().peekable();
+    for piece in pieces {
+        let Piece::Source(range) = piece else {
+            out.push(piece);
+            continue;
+        };
+        let mut copied = range.start;
+        while let Some(next) = rest.next_if(|patch| patch.at.end <= range.end) {
+            if next.at.start < copied {
+                continue;
+            }
+            if next.at.start > copied {
+                out.push(Piece::Source(copied..next.at.start));
+            }
+            if !next.with.is_empty() {
+                out.push(Piece::Own(next.with.clone()));
+            }
+            copied = next.at.end;
+        }
+        if copied < range.end {
+            out.push(Piece::Source(copied..range.end));
+        }
+    }
+    out
 }
 
 /// The pieces as one buffer, appended to `out`.

@@ -11,6 +11,10 @@ pub const NIXL_TEMPLATE: &[u8] = br#"{"do_remote_decode":true,"do_remote_prefill
 
 pub const KV_PARAMS: &str = "kv_transfer_params";
 
+/// Which conversation a request belongs to: for proxies, no engine knows it.
+pub const CONVERSATION_ID: &str = "conversation_id";
+pub const CONVERSATION_FIELD: &str = "x-conversation-id";
+
 /// What routing and scheduling read from a generate body; ranges were scanned once.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
@@ -138,6 +142,60 @@ pub fn prefill_edits() -> Vec<Edit> {
     ]
 }
 
+/// The edits that make a leg one token and a whole answer, with only the limits that every API has.
+pub fn whole_answer_edits() -> Vec<Edit> {
+    let one = || Cow::Borrowed(&b"1"[..]);
+    vec![
+        Edit::Set("max_tokens", one()),
+        Edit::Replace("max_completion_tokens", one()),
+        // Kept, engines refuse so few tokens.
+        Edit::Remove("min_tokens"),
+        Edit::Set("stream", Cow::Borrowed(b"false")),
+        Edit::Remove("stream_options"),
+    ]
+}
+
+/// Why the first choice ended, of a whole answer or of the first event that says so.
+pub fn finish_reason(payload: &[u8]) -> Option<Vec<u8>> {
+    let of = |text: &[u8]| {
+        let object = Object::scan(text, 128).ok()?;
+        let choice = json::elements(object.get(text, "choices")?).next()?;
+        let inner = Object::scan(choice, 128).ok()?;
+        let reason = json::string_value(inner.get(choice, "finish_reason")?)?;
+        Some(reason.into_owned())
+    };
+    if payload.trim_ascii_start().first() == Some(&b'{') {
+        return of(payload);
+    }
+    let lines = payload.split(|b| *b == b'\n');
+    let mut data = lines.filter_map(|line| line.strip_prefix(b"data:"));
+    data.find_map(|data| of(data.trim_ascii()))
+}
+
+/// A number that a body's member is, if it is one.
+pub fn count(value: Option<&[u8]>) -> Option<u64> {
+    number(value?)
+}
+
+/// Do these `stream_options` ask for the usage?
+pub fn wants_usage(options: &[u8]) -> bool {
+    let inner = Object::scan(options, 8).unwrap_or_default();
+    inner.get(options, "include_usage") == Some(b"true")
+}
+
+/// A request for one token and a whole answer, made of these members.
+pub fn one_token(members: impl Iterator<Item = (&'static str, Vec<u8>)>) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    for (key, value) in members {
+        json::put_string(&mut out, key);
+        out.push(b':');
+        out.extend_from_slice(&value);
+        out.push(b',');
+    }
+    out.extend_from_slice(br#""max_tokens":1,"stream":false}"#);
+    out
+}
+
 /// An OpenAI error body, as clients of vLLM know it.
 pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + 80);
@@ -149,6 +207,12 @@ pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
     out.extend_from_slice(itoa::Buffer::new().format(code).as_bytes());
     out.extend_from_slice(b"}}");
     out
+}
+
+/// The `code` of an `error` member, if it is a number: a status, by custom.
+pub fn error_code(error: &[u8]) -> Option<u16> {
+    let object = Object::scan(error, 64).ok()?;
+    number(object.get(error, "code")?)?.try_into().ok()
 }
 
 /// `usage.prompt_tokens` of a whole answer, where it is there.

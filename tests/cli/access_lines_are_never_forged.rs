@@ -182,6 +182,9 @@ fn what_clients_send_stays_in_its_field() {
         assert!(id.starts_with(unescaped.trim_end_matches("...")), "{line}");
         assert_eq!(fields["end"], "ok");
     }
+    // They say what was asked for, where it looks like a request; else it may be the rest of a body.
+    let asked: Vec<_> = lines[13..].iter().map(|line| fields(line).1).collect();
+    assert_eq!(asked, ["GET /", "- -"], "{said}");
     assert!(
         said.lines()
             .all(|l| l.len() < 2000 && !l.contains(char::is_control)),
@@ -202,4 +205,18 @@ fn quiet_levels_have_no_access_lines() {
         let said = serving.end();
         assert_eq!(lines(&said).len(), 0, "{said}");
     }
+}
+
+/// An address of both families calls an IPv4 client by an IPv6 name.
+#[test]
+fn a_client_has_one_name_whatever_is_listened_on() {
+    let serving = Serving::start("nixl", engines(1, 1), &["--host", "::"]);
+    let response = serving
+        .client()
+        .post("/v1/completions", &completion("x", ""));
+    assert_eq!(response.status, 200);
+    let said = serving.end();
+    assert_eq!(lines(&said).len(), 1, "{said}");
+    let (fields, _) = fields(lines(&said)[0]);
+    assert_eq!(fields["client"], "127.0.0.1", "{said}");
 }

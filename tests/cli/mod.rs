@@ -151,7 +151,10 @@ impl Serving {
         let [p, d] = [0, 1].map(|i| sim.addresses()[i].to_string());
         let port = free_port().to_string();
         let mut args = vec!["serve", "--prefill", &p, "--decode", &d];
-        args.extend(["--handshake", handshake, "--host", "127.0.0.1"]);
+        args.extend(["--handshake", handshake]);
+        if !more.contains(&"--host") {
+            args.extend(["--host", "127.0.0.1"]);
+        }
         args.extend(["--port", &port, "--shards", "1"]);
         args.extend(more);
         let mut command = command(&args);
@@ -160,7 +163,7 @@ impl Serving {
         let address = format!("127.0.0.1:{port}");
         eventually("it listens", || {
             let said = program.err.so_far();
-            said.contains(&format!("listens on http://{address}\n"))
+            said.contains("listens on http://") && said.contains(&format!(":{port}\n"))
         });
         Serving {
             program,

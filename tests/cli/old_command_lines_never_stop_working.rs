@@ -249,16 +249,18 @@ fn the_start_script_starts() {
         ran.err
     );
 
-    // For real, with all output in a file as well.
+    // For real, with all output in a file as well, in a folder that is made for it.
     let mut command = start(folder.command(&["xpyd-start"]));
-    command.env("XPYD_LOG", ".");
+    command.env("XPYD_LOG", "new/logs");
     let mut program = Program::of(command.spawn().unwrap());
     let log = || {
-        let entries = std::fs::read_dir(&folder.0).unwrap();
+        let Ok(entries) = std::fs::read_dir(folder.0.join("new/logs")) else {
+            return String::new();
+        };
         let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut logs = names.filter(|n| n.starts_with("ProxyServer_") && n.ends_with(".log"));
         logs.next()
-            .map(|name| folder.read(&name))
+            .map(|name| folder.read(&format!("new/logs/{name}")))
             .unwrap_or_default()
     };
     eventually("its log says so", || log().contains(&format!(":{port}\n")));
@@ -268,8 +270,19 @@ fn the_start_script_starts() {
         program
             .out
             .text()
-            .starts_with(&format!("{line} 2>&1 | tee ./ProxyServer_"))
+            .starts_with(&format!("{line} 2>&1 | tee new/logs/ProxyServer_"))
     );
+
+    // Where there can be no such file it serves all the same, as with `| tee`.
+    let mut command = start(folder.command(&["xpyd-start"]));
+    command.env("XPYD_LOG", "/dev/null/logs");
+    let mut program = Program::of(command.spawn().unwrap());
+    eventually("it serves", || {
+        program.err.so_far().contains(&format!(":{port}\n"))
+    });
+    program.signal(libc::SIGTERM);
+    assert_eq!(program.wait().code(), Some(143));
+    assert!(program.err.text().contains("WARNING: /dev/null/logs/"));
 
     let ran = finish({
         let mut command = start(folder.command(&["xpyd-start"]));

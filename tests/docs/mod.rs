@@ -1,9 +1,13 @@
 //! The documents, held to the program: tables are checked row by row, commands are run, links followed.
 
 mod commands_never_fail;
+mod epd_rows_never_lie;
 mod links_never_lead_nowhere;
+mod lmcache_rows_never_lie;
 mod metrics_never_lack_a_line;
 mod rows_never_lie;
+mod sidecar_rows_never_lie;
+mod turns_never_lie;
 
 use std::path::{Path, PathBuf};
 

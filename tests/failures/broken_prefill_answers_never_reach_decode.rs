@@ -133,3 +133,55 @@ fn too_little() {
     check("half the chunks", half_chunks, same);
     check("nothing at all", || Say::Close(vec![]), same);
 }
+
+/// Some engines say with a 200 that they have failed.
+#[test]
+fn an_error_that_calls_itself_a_success() {
+    for error in [
+        r#"{"error":{"message":"out of memory","code":500}}"#,
+        r#"{"error":{"message":"no code"},"kv_transfer_params":{"a":1}}"#,
+        r#"{"error":"words"}"#,
+    ] {
+        let p = Scripted::start(move |_, _| Say::Bytes(answer("200 OK", error)));
+        let d = Scripted::start(|_, _| Say::Bytes(answer("200 OK", "{}")));
+        let roles = [Role::Prefill, Role::Decode];
+        for handshake in ["nixl", "sequential"] {
+            let mut config = config(handshake, &roles, &[p.address, d.address]);
+            config.health_check.enabled = false;
+            config.retry.enabled = false;
+            let server = Server::start(config).expect("the proxy starts");
+            let mut client = Client::connect(server.address);
+            // More often than a breaker allows: what a client may have caused must not take an engine out.
+            for _ in 0..7 {
+                let response = client.post("/v1/completions", &completion("x", ""));
+                assert_eq!(response.status, 502, "{error}: {}", response.text());
+            }
+        }
+        assert_eq!((p.requests().len(), d.requests().len()), (14, 0), "{error}");
+    }
+    // The client's own mistake: its true status, once, in the engine's words.
+    const MINE: &str = r#"{"error":{"message":"too long","code":400}}"#;
+    let p = Scripted::start(|_, _| Say::Bytes(answer("200 OK", MINE)));
+    let d = Scripted::start(|_, _| Say::Bytes(answer("200 OK", "{}")));
+    let roles = [Role::Prefill, Role::Decode];
+    let server = Server::start(config("nixl", &roles, &[p.address, d.address])).unwrap();
+    let response = Client::connect(server.address).post("/v1/completions", &completion("x", ""));
+    assert_eq!((response.status, response.text().as_str()), (400, MINE));
+    assert!(
+        response.head.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{}",
+        response.head
+    );
+    let posts = |e: &Scripted| {
+        e.requests()
+            .iter()
+            .filter(|r| r.starts_with("POST"))
+            .count()
+    };
+    assert_eq!((posts(&p), posts(&d)), (1, 0));
+    // A null is none.
+    let p = Scripted::start(|_, _| Say::Bytes(answer("200 OK", r#"{"error":null}"#)));
+    let server = Server::start(config("sequential", &roles, &[p.address, d.address])).unwrap();
+    let response = Client::connect(server.address).post("/v1/completions", &completion("x", ""));
+    assert_eq!(response.status, 200);
+}

@@ -144,3 +144,41 @@ fn odd_error_answers_travel_as_they_are() {
         }
     }
 }
+
+/// "Not now" of one engine (a 429, or what else is listed) is a question to the next, and no failure.
+#[test]
+fn a_listed_status_is_asked_of_another_engine() {
+    const BUSY: &str = r#"{"error":{"message":"later","code":429}}"#;
+    let busy = || Scripted::start(|_, _| Say::Bytes(answer("429 Too Many Requests", BUSY)));
+    let good = || Scripted::start(|_, _| Say::Bytes(answer("200 OK", r#"{"good":1}"#)));
+    for broken in [Role::Prefill, Role::Decode] {
+        for (listed, elsewhere) in [(vec![429], true), (vec![503], false)] {
+            let (bad, well, other) = (busy(), good(), good());
+            let role = |own: bool| match (broken, own) {
+                (Role::Prefill, true) | (Role::Decode, false) => Role::Prefill,
+                _ => Role::Decode,
+            };
+            let roles = [role(true), role(true), role(false)];
+            let addresses = [bad.address, well.address, other.address];
+            let mut config = config("sequential", &roles, &addresses);
+            config.health_check.enabled = false;
+            config.scheduling.prefill = "round_robin".into();
+            config.scheduling.decode = "round_robin".into();
+            config.retry.retryable_status_codes = listed;
+            let server = Server::start(config).unwrap();
+            let mut statuses = [0; 2];
+            for _ in 0..20 {
+                let mut client = crate::support::Client::connect(server.address);
+                match client.post("/v1/completions", &completion("x", "")).status {
+                    200 => statuses[0] += 1,
+                    429 => statuses[1] += 1,
+                    status => panic!("{status}"),
+                }
+            }
+            let expected = if elsewhere { [20, 0] } else { [10, 10] };
+            assert_eq!(statuses, expected, "{broken:?}");
+            // No breaker has taken it out.
+            assert!(bad.requests().len() >= 10, "{broken:?}");
+        }
+    }
+}

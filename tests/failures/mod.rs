@@ -11,6 +11,7 @@ mod picks_never_depend_on_the_shard;
 mod picks_never_herd;
 mod readiness_never_lies;
 mod recovery_never_waits_for_long;
+mod useless_instances_never_join;
 
 use crate::support::{Response, Rig, completion};
 

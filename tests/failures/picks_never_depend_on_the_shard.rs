@@ -208,3 +208,32 @@ fn context_lengths_rank_and_never_reject() {
     );
     assert_eq!(counts(), [3, 1, 2, 2]);
 }
+
+/// Requests that come in the same moment on several shards: each finds an idle instance of its own.
+#[test]
+fn load_balanced_never_gives_one_idle_instance_to_two() {
+    const D: usize = 4;
+    let mut list = engines(1, D);
+    for engine in &mut list[1..] {
+        engine.timing.decode_tick = std::time::Duration::from_millis(5);
+    }
+    let rig = rig_with("sequential", list, |c| {
+        c.scheduling.prefill = "load_balanced".into();
+        c.scheduling.decode = "load_balanced".into();
+        c.cores.shards = Some(4);
+    });
+    let body = completion("x", r#","stream":true,"max_tokens":1000"#);
+    for round in 1..=25 {
+        let mut clients: Vec<_> = (0..D).map(|_| rig.client()).collect();
+        for client in &mut clients {
+            client.send(post_bytes("/v1/completions", &body, ""));
+        }
+        clients.iter_mut().for_each(|client| drop(client.head()));
+        let counts: Vec<_> = (1..=D).map(|engine| rig.posts(engine).len()).collect();
+        assert_eq!(counts, [round; D], "round {round}");
+        drop(clients);
+        eventually("all are idle again", || {
+            rig.sum("pdrelay_instance_in_flight", &[]) == 0.0
+        });
+    }
+}

@@ -4,10 +4,18 @@ mod aggregated;
 mod batches_never_share_a_grant;
 mod client_params_never_reach_an_engine;
 mod departed_clients_never_strand_kv;
+pub mod epd;
+mod lmcache;
+mod mooncake;
+mod multiturn;
 mod nixl;
+mod nixl_flat;
+mod offloading;
 mod params_never_change_on_their_way;
 mod same_text;
 mod sequential;
+mod sglang;
+mod shared_storage;
 mod spent_params_never_travel_again;
 
 use pdsim::Received;

@@ -222,12 +222,8 @@ fn an_engine_that_sips_gets_all_of_it() {
         all.split_off(at)
     });
     let server = proxy(&[], |c| {
-        c.instances = vec![InstanceConfig {
-            address: Address::tcp("127.0.0.1", address.port()),
-            role: Role::Aggregated,
-            weight: 1.0,
-            model: String::new(),
-        }];
+        let address = Address::tcp("127.0.0.1", address.port());
+        c.instances = vec![InstanceConfig::new(address, Role::Aggregated)];
     });
     let response = at(&server).post("/v1/chat/completions", &body);
     assert_eq!(response.status, 200, "{}", response.text());

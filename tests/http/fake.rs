@@ -279,12 +279,9 @@ fn request(stream: &mut impl Read, input: &mut Vec<u8>) -> Option<Vec<u8>> {
 
 /// A proxy with one shard in front of raw engines.
 pub fn proxy(fakes: &[&Fake], change: impl FnOnce(&mut Config)) -> Server {
-    let instances = fakes.iter().map(|fake| InstanceConfig {
-        address: fake.address.clone(),
-        role: Role::Aggregated,
-        weight: 1.0,
-        model: String::new(),
-    });
+    let instances = fakes
+        .iter()
+        .map(|fake| InstanceConfig::new(fake.address.clone(), Role::Aggregated));
     let mut config = crate::support::config("aggregated", &[], &[]);
     config.instances = instances.collect();
     config.cores.shards = Some(1);

@@ -217,12 +217,9 @@ fn an_early_refusal_is_an_answer() {
         }
     });
     let server = proxy(&[], |c| {
-        c.instances = vec![pdrelay::config::InstanceConfig {
-            address: pdrelay::config::Address::tcp("127.0.0.1", address.port()),
-            role: pdrelay::config::Role::Aggregated,
-            weight: 1.0,
-            model: String::new(),
-        }];
+        use pdrelay::config::{Address, InstanceConfig, Role};
+        let address = Address::tcp("127.0.0.1", address.port());
+        c.instances = vec![InstanceConfig::new(address, Role::Aggregated)];
     });
     let mut client = at(&server);
     for _ in 0..2 {

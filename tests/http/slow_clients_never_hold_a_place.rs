@@ -150,3 +150,29 @@ fn small_window(rig: &Rig) -> Client {
         rest: Vec::new(),
     }
 }
+
+/// What no request begins with is not waited on: the usual one is a client that speaks TLS.
+#[test]
+fn what_is_no_request_is_told_so_at_once() {
+    let rig = quiet("aggregated", vec![engine(pdsim::Role::Both)], |_| {});
+    for (bytes, says) in [
+        (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], "TLS"),
+        (b"\x00", "no HTTP request"),
+        (b"\r\n\xff\xfe", "no HTTP request"),
+    ] {
+        let began = Instant::now();
+        let mut client = rig.client();
+        client.send(bytes);
+        let response = client.response();
+        assert_eq!(response.status, 400);
+        assert!(response.text().contains(says), "{}", response.text());
+        assert_eq!(response.header("connection"), Some("close"));
+        assert!(began.elapsed() < ms(5_000), "{:?}", began.elapsed());
+    }
+    // And a request is one, however slowly it begins.
+    let mut client = rig.client();
+    for byte in *b"\r\nGET /health HTTP/1.1\r\nhost: t\r\n\r\n" {
+        client.send([byte]);
+    }
+    assert_eq!(client.response().status, 200);
+}

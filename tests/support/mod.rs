@@ -3,6 +3,7 @@
 //! Everything is seen from outside, over real sockets on port 0. The client is written here, in terms of
 //! bytes, so that it shares no code with what it judges.
 
+pub mod lmcache;
 pub mod scripted;
 
 use std::io::{Read, Write};
@@ -75,6 +76,7 @@ pub fn rig_with(
 
 fn role(role: pdsim::Role) -> Role {
     match role {
+        pdsim::Role::Encode => Role::Encode,
         pdsim::Role::Prefill => Role::Prefill,
         pdsim::Role::Decode => Role::Decode,
         pdsim::Role::Both => Role::Aggregated,
@@ -88,15 +90,10 @@ pub fn config(handshake: &str, roles: &[Role], addresses: &[SocketAddr]) -> Conf
     if std::env::var_os("PDRELAY_TEST_LOG").is_none() {
         pdrelay::log::set_level(pdrelay::log::Level::Error);
     }
-    let instances = roles
-        .iter()
-        .zip(addresses)
-        .map(|(role, address)| InstanceConfig {
-            address: Address::tcp(address.ip().to_string(), address.port()),
-            role: *role,
-            weight: 1.0,
-            model: String::new(),
-        });
+    let instances = roles.iter().zip(addresses).map(|(role, address)| {
+        let address = Address::tcp(address.ip().to_string(), address.port());
+        InstanceConfig::new(address, *role)
+    });
     let mut config = Config {
         host: "127.0.0.1".into(),
         port: 0,

@@ -61,8 +61,10 @@ const PATHS: [(&str, &str, &str); 10] = [
 fn bodies_arrive_as_sent_and_answers_come_back() {
     let rig = rig(2, 1);
     for (path, body, _) in PATHS {
-        // No content type is asked for here.
-        let response = raw(&rig, "POST", path, "", body);
+        // No content type is asked for here; what was read as JSON is sent on as JSON: `curl -d` calls it
+        // a form, and vLLM then refuses it.
+        let form = "content-type: application/x-www-form-urlencoded\r\n";
+        let response = raw(&rig, "POST", path, form, body);
         let all = rig.posts(0);
         let last = all
             .last()
@@ -71,6 +73,12 @@ fn bodies_arrive_as_sent_and_answers_come_back() {
             (last.path.as_str(), String::from_utf8_lossy(&last.body)),
             (path, body.into())
         );
+        let types = last
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "content-type");
+        let types: Vec<_> = types.map(|(_, value)| value.as_str()).collect();
+        assert_eq!(types, ["application/json"], "{path}");
         let known = path != "/invocations";
         assert_eq!(response.status, if known { 200 } else { 404 }, "{path}");
     }

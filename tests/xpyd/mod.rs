@@ -9,6 +9,7 @@ mod hung_engines_never_hold_a_page;
 mod pages_never_change_their_shape;
 mod removals_never_cut_a_request;
 mod waits_never_last_for_ever;
+mod zmq_modes_never_wait_for_ever;
 
 use std::time::Duration;
 

@@ -68,6 +68,13 @@ fn mistakes_are_told() {
         );
     }
     assert_eq!(say("/instances/add", "{").0, 400);
+    // By another name it is the same engine.
+    for name in ["localhost", "LocalHost", "[::ffff:127.0.0.1]"] {
+        let again = format!("{name}:{}", rig.sim.addresses()[1].port());
+        let said = say("/instances/add", &place("decode", &again));
+        let message = "Instance already exists";
+        assert_eq!(said, (400, object(message, BAD)), "{again}");
+    }
     assert_eq!(
         say("/instances/remove", &place("decode", "127.0.0.1:1")),
         (404, object("Instance not found", BAD))

@@ -278,10 +278,11 @@ def run_rig(rig, requests, binary, verbose):
     new_config, old_config, environment = RIGS[rig]
     engines = Engines({"P0": MODEL, "D0": MODEL, "D1": MODEL, "N0": MODEL, "A0": "other", "W0": "wrong"})
     names = engines.addresses()
-    closed = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    names.update({f"X{i}": "127.0.0.1:%d" % s.getsockname()[1] for i, s in enumerate(closed)})
-    for s in closed:
-        s.close()
+    # Dead addresses: bound and never listened on, so that they refuse and no other program gets them.
+    dead = [socket.socket() for _ in range(2)]
+    for i, s in enumerate(dead):
+        s.bind(("127.0.0.1", 0))
+        names[f"X{i}"] = "127.0.0.1:%d" % s.getsockname()[1]
     proxies = {}
     for version, config in (("1.8", new_config), ("1.0", old_config)):
         if not any(version in request[2] for request in requests):
@@ -307,6 +308,8 @@ def run_rig(rig, requests, binary, verbose):
         for proxy in proxies.values():
             proxy.stop()
         engines.close()
+        for s in dead:
+            s.close()
 
 
 def main():

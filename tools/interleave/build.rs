@@ -56,6 +56,10 @@ fn write(name: &str, text: &str) {
     let code = code
         .replace("std::sync::atomic", "loom::sync::atomic")
         .replace(
+            "use std::sync::{Arc, Mutex, MutexGuard, ",
+            "use loom::sync::{Mutex, MutexGuard};\nuse std::sync::{Arc, ",
+        )
+        .replace(
             "use std::sync::{Arc, Mutex, ",
             "use loom::sync::Mutex;\nuse std::sync::{Arc, ",
         );

@@ -53,20 +53,29 @@ start() { # tag
   echo "$port" >"$RT/$tag.port"
 }
 
-wait_up() { # tag
-  wait_http "http://127.0.0.1:$(cat "$RT/$1.port")/health" "$(cat "$RT/$1.pid")" "${START_SECONDS:-600}" && return
-  echo "$1 did not start; the end of $RT/$1.log:" >&2
-  tail -15 "$RT/$1.log" >&2
+wait_up() { # tag, and all that start beside it
+  local tag=$1
+  wait_http "http://127.0.0.1:$(cat "$RT/$tag.port")/health" "$(cat "$RT/$tag.pid")" "${START_SECONDS:-600}" unpin "$@" && return
+  echo "$tag did not start; the end of $RT/$tag.log:" >&2
+  tail -15 "$RT/$tag.log" >&2
   return 1
 }
 
 # On a CPU, the NixlConnector pins each worker to the last core of its NUMA node. Workers that wait spin there, so
-# that engines on one machine starve each other and a hand-over may outlast the 30 s for which P holds the KV.
-unpin() { # tag
-  local cores pid
+# that engines on one machine starve each other and a hand-over may outlast the 30 s for which P holds the KV. They
+# do it before they answer /health, and whoever waits for that asks at once: so this is done again and again meanwhile.
+unpin() { # tag...
   [ "$KV_DEVICE" = cpu ] && command -v taskset >/dev/null || return 0
+  local cores tag pid file
   cores=$(taskset -cp $$ | sed 's/.*: //')
-  for pid in $(pgrep -g "$(cat "$RT/$1.pid")"); do taskset -acp "$cores" "$pid" >/dev/null 2>&1; done
+  for tag; do
+    for pid in $(pgrep -g "$(cat "$RT/$tag.pid")"); do
+      for file in $(grep -Ls "^Cpus_allowed_list:[[:space:]]*$cores\$" /proc/"$pid"/task/*/status); do
+        file=${file%/status}
+        taskset -cp "$cores" "${file##*/}" >/dev/null 2>&1
+      done
+    done
+  done
   return 0
 }
 
@@ -102,7 +111,8 @@ case $command in
     tags=(${@:-ref p0 d0})
     began=$SECONDS
     for tag in "${tags[@]}"; do start "$tag" || exit 1; done
-    for tag in "${tags[@]}"; do wait_up "$tag" && unpin "$tag" || exit 1; done
+    for tag in "${tags[@]}"; do wait_up "$tag" "${tags[@]}" || exit 1; done
+    unpin "${tags[@]}"
     echo "engines up after $((SECONDS - began)) s: ${tags[*]}"
     ;;
   down) for tag in ${@:-$(running)}; do stop "$tag"; done ;;

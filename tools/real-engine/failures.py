@@ -6,10 +6,12 @@ departures  1P+1D: clients leave at shares of a long prefill, between P and D, i
 first       1P+1D: the same, each as the first request after D, then P, was restarted
 strangers   2P+2D, just started: the same with pairs that have never met
 deaths      1P+1D: D, then P, is killed and comes back
+returns     1P+1D: D, then P, comes back ROUNDS=2 times: how long until it serves through pdrelay, and asked without it
 pairs       2P+2D: one of each is killed and restarted under `vllm bench serve`; a D dies before its first byte
 Departures go through forwarders before P and D, which know P's progress exactly. Standard library only.
 """
 
+import datetime
 import json
 import os
 import pathlib
@@ -402,16 +404,56 @@ def serves_again(relay, tag, base, role):
 
     def served():
         post(relay.url, COMPLETIONS, completion())
-        return any(line[role] == name and line[0] == 200 and line[4] == "ok" for line in relay.access()[before:])
+        return [line for line in relay.access()[before:] if line[role] == name and line[0] == 200 and line[4] == "ok"]
 
     # What had begun on it before the kill ended before it was up: `before` is taken after the kill.
-    took = until(30, served)
-    seconds = time.time() - health
+    until(30, served)
+    first = (served() or [None])[0]
     process.wait()
-    expect(f"{tag} restarted: serves again within 2 s of its /health", took is not None and seconds <= 2, f"after {seconds:.2f} s")
+    seconds = ended(first[5]) - health if first else 99
+    spans = first and " ".join(re.findall(r"(?:prefill|decode_head|total)_ms=\S+", first[5]))
+    refused = sum(line[0] != 200 and ended(line[5]) > health for line in relay.access()[before:])
+    expect(f"{tag} restarted: serves again within 2 s of its /health", seconds <= 2,
+           f"after {seconds:.2f} s, {refused} refused before; the first: {spans}")
+
+
+def ended(line):
+    """When the request of an access line was answered."""
+    began = datetime.datetime.fromisoformat(line.split(" ", 1)[0].replace("Z", "+00:00")).timestamp()
+    return began + float(re.search(r" total_ms=(\S+)", line)[1]) / 1000
+
+
+def by_hand():
+    """A hand-over from P to D without pdrelay; gives how long P and D took."""
+    nobody = dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port"))
+    asked, began = completion(), time.time()
+    status, data = post(P, COMPLETIONS, {**asked, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, **nobody}})
+    prefilled = time.time()
+    status, data = post(D, COMPLETIONS, {**asked, "kv_transfer_params": json.loads(data)["kv_transfer_params"]})
+    if status != 200:
+        sys.exit(f"by hand: {status} {data[:300]!r}")
+    return prefilled - began, time.time() - prefilled
+
+
+def returns():
+    """As the end of `deaths`, next to the same hand-over without pdrelay: what of it is the engine's own."""
+    relay = Relay([P], [D], 24053, "relay-returns.log")
+    post(relay.url, COMPLETIONS, completion())
+    for tag, base, role in (("d0", D, 2), ("p0", P, 1)):
+        for _ in range(int(E("ROUNDS", 2))):
+            engines_do("crash", tag)
+            health, process = restart(tag, base)
+            p, d = by_hand()
+            print(f"  {tag} restarted, asked without pdrelay: {time.time() - health:.2f} s after its /health; P {p:.2f} s, D {d:.2f} s", flush=True)
+            process.wait()
+            print("  and again: P {:.2f} s, D {:.2f} s".format(*by_hand()), flush=True)
+            engines_do("crash", tag)
+            post(relay.url, COMPLETIONS, completion())
+            serves_again(relay, tag, base, role)
+    relay.stop()
 
 
 for part in sys.argv[1:]:
-    {"departures": departures, "first": first, "strangers": strangers, "deaths": deaths, "pairs": pairs}[part]()
+    {"departures": departures, "first": first, "strangers": strangers, "deaths": deaths, "returns": returns, "pairs": pairs}[part]()
 print(f"  {', '.join(sys.argv[1:])}: {'all as it should be' if not wrong else 'WRONG: ' + '; '.join(wrong)}")
 sys.exit(bool(wrong))

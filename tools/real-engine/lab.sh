@@ -19,12 +19,15 @@ find_python() {
   return 1
 }
 
-# wait_http URL PID SECONDS: until it answers 2xx; at once a failure if the process is gone.
+# wait_http URL PID SECONDS [COMMAND...]: until it answers 2xx; at once a failure if the process is gone.
+# The command is run before each look.
 wait_http() {
-  local end=$((SECONDS + $3))
+  local url=$1 pid=$2 end=$((SECONDS + $3))
+  shift 3
   while ((SECONDS < end)); do
-    curl -sf -m 2 -o /dev/null "$1" && return 0
-    kill -0 "$2" 2>/dev/null || return 1
+    [ $# = 0 ] || "$@"
+    curl -sf -m 2 -o /dev/null "$url" && return 0
+    kill -0 "$pid" 2>/dev/null || return 1
     sleep 0.3
   done
   return 1

@@ -4,7 +4,7 @@
 #
 #   prove-failures.sh [PART...]    parts of failures.py, by default: departures deaths strangers pairs
 #
-# The part `first` restarts an engine before each client, ten times: a minute or more each, so only by name.
+# The parts `first` and `returns` restart engines again and again, a minute or more each: so only by name.
 # env: BIN (default: pdrelay is built first)   P_PORT=24010 D_PORT=24020   TIMES=20 clients per case   PROMPT=4000 tokens
 #      N=400 requests of each round of the benchmark   those of engines.sh. PASS and FAIL lines; exit code 0: all passed.
 set -u

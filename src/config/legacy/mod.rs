@@ -9,6 +9,11 @@
 //!   read their arguments with Python's argparse use [`argparse`].
 
 pub mod argparse;
+pub mod epd;
+pub mod goflag;
+pub mod lmcache;
+pub mod multiturn;
+pub mod sidecar;
 pub mod xpyd;
 
 use std::path::PathBuf;
@@ -29,7 +34,15 @@ pub struct Program {
     pub migrate: fn(&mut Call) -> Result<Migrated, u8>,
 }
 
-pub static PROGRAMS: &[&Program] = &[&xpyd::PROGRAM, &xpyd::start::PROGRAM];
+pub static PROGRAMS: &[&Program] = &[
+    &epd::PROGRAM,
+    &lmcache::PROGRAM,
+    &multiturn::PROGRAM,
+    &sidecar::PROGRAM,
+    &sidecar::ROUTING,
+    &xpyd::PROGRAM,
+    &xpyd::start::PROGRAM,
+];
 
 /// By its subcommand.
 pub fn by_name(name: &str) -> Option<&'static Program> {

@@ -5,9 +5,21 @@
 //!   `check.rs` (about the finished [`Config`]).
 //! * **To extend:** a section of a handshake is a file here, with a `Section` and its row in [`TOP`].
 
+macro_rules! rows {
+    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
+        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
+    };
+}
+
+mod lmcache;
+
+pub use lmcache::apply_zmq;
+
 use super::address::Address;
+use super::epd::Consumer;
 use super::quantity::parse_cpus;
 use super::reader::{At, Report, Row, Section, put, suggest};
+use super::sidecar;
 use super::topology::{self, Topology};
 use super::yaml::Value;
 use super::{
@@ -25,8 +37,8 @@ pub struct Draft {
     pub handshake: Option<String>,
     /// The handshake that `disaggregated_mode:` means: only for models with prefill and decode.
     pub mode: Option<&'static str>,
-    /// There is a `zmq` section.
-    pub zmq: bool,
+    /// The `zmq` section.
+    pub zmq: Option<lmcache::Zmq>,
     /// A policy was named, not only an option of one.
     policy_named: bool,
     roundrobin: bool,
@@ -44,11 +56,8 @@ impl Draft {
     }
 }
 
-macro_rules! rows {
-    ($($name:literal $(= $alias_of:literal)? => $set:expr,)*) => {
-        &[$(Row { name: $name, alias_of: concat!($($alias_of)?), set: $set },)*]
-    };
-}
+mod epd;
+mod multiturn;
 
 pub static TOP: Section<Draft> = Section {
     name: "YAML config",
@@ -63,11 +72,13 @@ pub static TOP: Section<Draft> = Section {
         "aggregated" => |d, at| read_stage(d, at, Role::Aggregated),
         "instances" => read_instances,
         "models" => read_models,
+        "multiturn" => |d, at| _ = at.section(&mut d.config.multiturn, &multiturn::MULTITURN),
         "handshake" => |d, at| d.handshake = at.text().map(Into::into),
         "disaggregated_mode" => read_mode,
         "surface" => |d, at| put(&mut d.config.surface, read_word(at, &SURFACES)),
         "first_token_source" => |d, at| put(&mut d.config.first_token_source, read_word(at, &FIRST_TOKENS)),
         "startup" => |d, at| _ = at.section(&mut d.config.startup, &STARTUP),
+        "epd" => |d, at| _ = at.section(&mut d.config.epd, &epd::EPD),
         "scheduling" => read_scheduling,
         "limits" => |d, at| _ = at.section(&mut d.config.limits, &LIMITS),
         "timeouts" => |d, at| _ = at.section(&mut d.config.timeouts, &TIMEOUTS),
@@ -75,9 +86,13 @@ pub static TOP: Section<Draft> = Section {
         "prefill_failure" => |d, at| put(&mut d.config.prefill_failure, read_prefill_failure(at)),
         "health_check" => |d, at| _ = at.section(&mut d.config.health_check, &HEALTH_CHECK),
         "circuit_breaker" => |d, at| _ = at.section(&mut d.config.circuit_breaker, &CIRCUIT_BREAKER),
+        "lmcache" => |d, at| _ = at.section(&mut d.config.lmcache, &lmcache::LMCACHE),
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
+        "sidecar" => |d, at| sidecar::read(&mut d.config, at),
+        "tls" => |d, at| sidecar::read_tls(&mut d.config, at),
+        "upstream_tls" => |d, at| sidecar::read_upstream_tls(&mut d.config, at),
         "forward" => |d, at| d.config.forward = read_forward(at),
         "openai_api_key" => |d, at| d.config.openai_api_key = read_secret(at),
         "admin_api_key" => |d, at| d.config.admin_api_key = read_secret(at),
@@ -100,7 +115,7 @@ pub static TOP: Section<Draft> = Section {
             let why = "tokenizer_path has no effect: pdrelay counts prompts without a tokenizer";
             at.warn(why, "remove it");
         },
-        "zmq" => |d, at| d.zmq = !at.is_null(),
+        "zmq" => |d, at| d.zmq = lmcache::read_zmq(at),
     },
 };
 
@@ -170,6 +185,7 @@ pub static HEALTH_CHECK: Section<HealthCheck> = Section {
         "interval_seconds" = "interval" => |h, at| put(&mut h.interval, above_zero(at)),
         "timeout" => |h, at| put(&mut h.timeout, at.duration()),
         "timeout_seconds" = "timeout" => |h, at| put(&mut h.timeout, above_zero(at)),
+        "failure_threshold" => |h, at| put(&mut h.failure_threshold, at.integer(1..=1_000_000)),
         "wedge_after" => |h, at| put(&mut h.wedge_after, at.duration()),
         "path" => |h, at| if let Some(path) = at.text() {
             match path_error(path) {
@@ -288,6 +304,7 @@ struct Item {
     role: Option<Role>,
     weight: Option<f64>,
     model: String,
+    consumer: Consumer,
 }
 
 static STAGE_ITEM: Section<Item> = Section {
@@ -295,6 +312,8 @@ static STAGE_ITEM: Section<Item> = Section {
     rows: rows! {
         "address" => |i, at| i.address = read_address(at),
         "weight" => |i, at| i.weight = read_weight(at),
+        "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
+        "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
     },
 };
 
@@ -304,6 +323,8 @@ static INSTANCE: Section<Item> = Section {
         "address" => |i, at| i.address = read_address(at),
         "role" => |i, at| i.role = read_role(at),
         "weight" => |i, at| i.weight = read_weight(at),
+        "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
+        "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
         "model" => |i, at| put(&mut i.model, at.text().map(Into::into)),
     },
 };
@@ -317,13 +338,16 @@ pub fn keys() -> Vec<String> {
             .map(move |row| format!("{prefix}{}", row.name))
     }
     of("", &TOP)
+        .chain(of("epd.", &epd::EPD))
         .chain(of("limits.", &LIMITS))
         .chain(of("timeouts.", &TIMEOUTS))
         .chain(of("retry.", &RETRY))
         .chain(of("health_check.", &HEALTH_CHECK))
         .chain(of("circuit_breaker.", &CIRCUIT_BREAKER))
         .chain(of("scheduling.", &SCHEDULING))
+        .chain(of("multiturn.", &multiturn::MULTITURN))
         .chain(of("startup.", &STARTUP))
+        .chain(lmcache::keys())
         .chain(of("consistent_hash.", &CONSISTENT_HASH))
         .chain(of("cache_aware.", &CACHE_AWARE))
         .chain(MODEL_KEYS.iter().map(|key| format!("models.{key}")))
@@ -352,6 +376,21 @@ fn read_address(at: &mut At) -> Option<Address> {
             None
         }
     }
+}
+
+/// Where encoders push to, by rank: one address for each.
+fn read_ec_addresses(at: &mut At) -> Vec<String> {
+    let mut addresses = Vec::new();
+    at.each("a list of addresses", |at| {
+        if let Some(text) = at.text() {
+            let text = text.trim();
+            match text.is_empty() || text.contains(char::is_control) {
+                true => at.fail("an address is empty", "write it as the engine announces it"),
+                false => addresses.push(text.to_owned()),
+            }
+        }
+    });
+    addresses
 }
 
 fn read_weight(at: &mut At) -> Option<f64> {
@@ -406,6 +445,7 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                 if let Some(address) = item.address {
                     let instance = InstanceConfig {
                         weight: item.weight.unwrap_or(1.0),
+                        consumer: item.consumer,
                         ..InstanceConfig::new(address, role)
                     };
                     draft.instances.push((instance, at.path.clone()));
@@ -529,6 +569,7 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
         let instance = InstanceConfig {
             weight: item.weight.unwrap_or(1.0),
             model: item.model,
+            consumer: item.consumer,
             ..InstanceConfig::new(address, role)
         };
         let path = at.path.clone();
@@ -720,8 +761,15 @@ const PREFILL_FAILURES: [(&str, PrefillFailure); 2] = [
 ];
 
 const SURFACES: (&str, &[(&str, Surface)]) = (
-    "'native' or 'xpyd'",
-    &[("native", Surface::Native), ("xpyd", Surface::Xpyd)],
+    "'native', 'epd', 'lmcache', 'multiturn', 'sidecar' or 'xpyd'",
+    &[
+        ("epd", Surface::Epd),
+        ("lmcache", Surface::Lmcache),
+        ("multiturn", Surface::Multiturn),
+        ("native", Surface::Native),
+        ("sidecar", Surface::Sidecar),
+        ("xpyd", Surface::Xpyd),
+    ],
 );
 
 const FIRST_TOKENS: (&str, &[(&str, FirstTokenSource)]) = (
@@ -857,8 +905,12 @@ fn above_zero(at: &mut At) -> Option<Duration> {
 
 // --- Handshake and scheduling ---------------------------------------------------------------------
 
-/// The handshake that a mode of the old proxy means. `zmq` is refused by the checks.
-pub const MODES: [(&str, &str); 3] = [("direct", "sequential"), ("nixl", "nixl"), ("zmq", "zmq")];
+/// The handshake that a mode of the old proxy means. `zmq` has its own section.
+pub const MODES: [(&str, &str); 3] = [
+    ("direct", "sequential"),
+    ("nixl", "nixl"),
+    ("zmq", "lmcache"),
+];
 
 fn read_mode(draft: &mut Draft, at: &mut At) {
     let Some(text) = at.text() else { return };

@@ -345,19 +345,13 @@ fn handshakes_and_their_aliases() {
     assert_eq!(
         bad("handshake: nixxl"),
         "x.yaml:3: handshake: Unknown handshake 'nixxl'; expected one of \
-         ['aggregated', 'nixl', 'sequential'] (did you mean 'nixl'?)"
+         ['aggregated', 'epd', 'lmcache', 'mooncake', 'multiturn', 'nixl', 'nixl_flat', 'offloading', 'sequential', 'sglang', 'shared_storage'] (did you mean 'nixl'?)"
     );
     assert_eq!(
         bad("disaggregated_mode: zmq"),
-        "x.yaml:3: disaggregated_mode: disaggregated_mode=zmq requires a zmq configuration (and it is \
-         not supported yet: use nixl or direct)"
+        "x.yaml:3: disaggregated_mode: disaggregated_mode=zmq requires a zmq configuration (write zmq: \
+         {port: 7500, receivers: {\"HOST:PORT\": {host: HOST, init_ports: [..], alloc_ports: [..]}}})"
     );
-    let problems = bad("disaggregated_mode: zmq\nzmq: {port: 7500}");
-    assert!(
-        problems.contains("zmq is not supported yet: it lands with"),
-        "{problems}"
-    );
-    assert_eq!(problems.lines().count(), 1, "{problems}");
     assert_eq!(
         odd("zmq: {port: 7500}"),
         ["x.yaml:3: zmq: zmq has no effect without disaggregated_mode: zmq (remove it)"]
@@ -427,7 +421,7 @@ fn startup_in_both_spellings() {
         ),
         (
             "startup: {wait_timeout_seconds: -1}",
-            "wait_timeout_seconds must be between 0",
+            "wait_timeout_seconds must be a number from 0 on, got -1",
         ),
         (
             "startup: {probe_interval: 0}",
@@ -599,7 +593,26 @@ command line: --host: host must be an IP address or localhost (or a host name), 
 command line: --port: port must be between 1 and 65535, got 0
 command line: --shards: shards must be between 1 and 4096, got 0
 command line: --decode[1]: Invalid instance format: nope; write host:port, for example 10.0.0.1:8100
-command line: --handshake: Unknown handshake 'nixxl'; expected one of ['aggregated', 'nixl', 'sequential'] (did you mean 'nixl'?)
+command line: --handshake: Unknown handshake 'nixxl'; expected one of ['aggregated', 'epd', 'lmcache', 'mooncake', 'multiturn', 'nixl', 'nixl_flat', 'offloading', 'sequential', 'sglang', 'shared_storage'] (did you mean 'nixl'?)
 command line: --decode[0]: Instance '10.0.0.1:8100' is already registered as prefill, and cannot be decode too (one engine has one role)"
     );
+}
+
+#[test]
+fn one_engine_has_one_spelling() {
+    let config = read(
+        "prefill: ['[::FFFF:127.0.0.1]:8100', 'Prefill-0.SVC:08101']\n\
+         decode: ['[0:0::1]:8200', '[::1]:8201']\n",
+    )
+    .unwrap();
+    assert_eq!(
+        addresses(&config, Role::Prefill),
+        ["127.0.0.1:8100", "prefill-0.svc:8101"]
+    );
+    assert_eq!(
+        addresses(&config, Role::Decode),
+        ["[::1]:8200", "[::1]:8201"]
+    );
+    let twice = read("prefill: ['[::1]:8100']\ndecode: ['[0::1]:8100']\n").unwrap_err();
+    assert!(twice.to_string().contains("already registered"), "{twice}");
 }

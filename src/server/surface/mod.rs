@@ -5,7 +5,11 @@
 //! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
 //!   [`route`].
 
+pub mod epd;
+pub mod lmcache;
+pub mod multiturn;
 pub mod native;
+pub mod sidecar;
 pub mod xpyd;
 
 use crate::config::Surface;
@@ -19,8 +23,12 @@ pub enum Route {
     Generate(Endpoint),
     /// Goes to one healthy instance as it is.
     Forward,
+    /// Goes to one instance that decodes, as it is.
+    Decode,
     /// Is the proxy alive?
     Health,
+    /// The same, and how many conversations are kept.
+    Conversations,
     /// Could a request be served now?
     Ready,
     Metrics,
@@ -30,6 +38,8 @@ pub enum Route {
     NotFound,
     /// The path exists, but not with this method; what it allows.
     MethodNotAllowed(&'static str),
+    /// What only the EPD proxy's face has.
+    Epd(epd::Page),
     /// What only xPyD-proxy's face has.
     Xpyd(xpyd::Page),
 }
@@ -57,7 +67,11 @@ pub fn route(
 ) -> Route {
     let path = head.path(bytes);
     match surface {
-        Surface::Native => native::route(head.method, path, forward),
+        // (A sidecar's is asked for its own.)
+        Surface::Native | Surface::Sidecar => native::route(head.method, path, forward),
+        Surface::Epd => epd::route(head.method, path, forward),
+        Surface::Multiturn => multiturn::route(head.method, path, forward),
+        Surface::Lmcache => lmcache::route(head.method, path, forward),
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
@@ -67,7 +81,11 @@ pub fn route(
 /// Does this answer tell a browser that any origin may read it?
 pub fn cors(surface: Surface, head: &RequestHead, bytes: &[u8], route: Route) -> bool {
     match surface {
-        Surface::Native => false,
+        Surface::Epd
+        | Surface::Lmcache
+        | Surface::Multiturn
+        | Surface::Native
+        | Surface::Sidecar => false,
         // The gate stands before all else.
         Surface::Xpyd => {
             route != Route::Xpyd(xpyd::Page::Waiting) && head.fields.get(bytes, "origin").is_some()

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::change::Change;
-use crate::cluster::{Cluster, Health, Instance, fetch, resolve};
+use crate::cluster::change::{Change, Refused};
+use crate::cluster::names::resolve_aside;
+use crate::cluster::{Cluster, Health, Instance, fetch};
 use crate::config::{Address, Config, InstanceConfig, Role};
 use crate::exchange::Request;
 use crate::exchange::shape::{self, BAD, SERVER};
 use crate::log;
+use crate::net::stream::Target;
 use crate::server::{Shared, admin};
 
 /// How long an engine may take to say what it serves.
@@ -145,27 +147,19 @@ pub async fn add(shared: &Shared, place: Place) -> Said {
     let Place { role, address } = place;
     let name = address.to_string();
     let known = models(&config, &shared.cluster.get());
-    let Some(model) = served(&config, &address, &name).await else {
+    let targets = resolve_aside(&address).await;
+    let Some(model) = served(&config, &address, &targets).await else {
         return bad("Instance validation failed");
     };
     if !known.is_empty() && !known.contains(&*model) {
         log::warning(|| format!("{name} is not added: it serves {model}, which is not ours"));
         return bad("Instance validation failed");
     }
-    if shared
-        .cluster
-        .get()
-        .instances
-        .iter()
-        .any(|one| one.address == address)
-    {
-        return bad("Instance already exists");
-    }
     let one = InstanceConfig {
         model,
-        ..InstanceConfig::new(address, role)
+        ..InstanceConfig::new(address.clone(), role)
     };
-    match admin::apply(shared, &[Change::Add(one)]) {
+    match admin::apply_found(shared, &[Change::Add(one)], &[(address, targets)]) {
         Ok(()) => {
             log::warning(|| format!("admin: {} {name} is added", role.name()));
             // It has just answered: until its first probe it is not as good as gone.
@@ -176,7 +170,13 @@ pub async fn add(shared: &Shared, place: Place) -> Said {
             shared.backends.note(&cluster);
             message(format!("Added {name} to {}_instances.", role.name()))
         }
-        Err(_) => bad("Instance already exists"),
+        Err(refused) => {
+            log::warning(|| format!("{name} is not added: {refused}"));
+            match refused {
+                Refused::Unused(..) => bad("Invalid instance type"),
+                _ => bad("Instance already exists"),
+            }
+        }
     }
 }
 
@@ -186,12 +186,14 @@ fn message(text: String) -> Said {
 }
 
 /// The first model that an engine names.
-async fn served(config: &Config, address: &Address, name: &str) -> Option<String> {
+async fn served(config: &Config, address: &Address, targets: &[Target]) -> Option<String> {
+    let name = address.to_string();
     let ask = fetch::Ask {
-        targets: &resolve(address),
+        targets,
         host: &address.host_port(),
         prefix: address.prefix(),
         path: "/v1/models",
+        trust: None,
         key: config.openai_api_key.as_ref().map(|key| key.0.as_str()),
     };
     let answer = fetch::get(&ask, VALIDATION).await;

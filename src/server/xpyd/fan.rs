@@ -85,7 +85,7 @@ fn first_healthy(all: &[Arc<Instance>]) -> Option<Arc<Instance>> {
 }
 
 /// The answers in the order of the instances; `None`: it could not be asked.
-async fn ask_all(asked: &[Arc<Instance>], path: &'static str) -> Vec<Option<Fetched>> {
+pub async fn ask_all(asked: &[Arc<Instance>], path: &'static str) -> Vec<Option<Fetched>> {
     let answers = Rc::new(RefCell::new(vec![None; asked.len()]));
     let next = Rc::new(Cell::new(0));
     let end = Instant::now() + ALL;
@@ -106,6 +106,7 @@ async fn ask_all(asked: &[Arc<Instance>], path: &'static str) -> Vec<Option<Fetc
                         host: &one.host,
                         prefix: &one.prefix,
                         path,
+                        trust: one.trust.get(),
                         key: None,
                     };
                     let answer = fetch::get(&ask, EACH.min(left)).await;

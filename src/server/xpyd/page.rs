@@ -39,9 +39,9 @@ pub async fn answer(
         Page::Status => json(200, status(&cluster)),
         Page::Instances => json(200, instances(&cluster)),
         Page::Models => json(200, models(shard, &cluster)),
-        Page::Fan(fan) => ask(shard, slot, Ask::Fan(fan)).await?,
+        Page::Fan(fan) => ask(shard, slot, control::Ask::Xpyd(Ask::Fan(fan))).await?,
         Page::Add | Page::Remove => match wish(shard, request, page) {
-            Ok(wish) => ask(shard, slot, wish).await?,
+            Ok(wish) => ask(shard, slot, control::Ask::Xpyd(wish)).await?,
             Err((status, body)) => json(status, body),
         },
         // Forwarded: it never comes here.
@@ -50,8 +50,8 @@ pub async fn answer(
 }
 
 /// Asks the control thread. A client that leaves meanwhile is not waited for; what it asked is done.
-async fn ask(shard: &Rc<Shard>, slot: &Slot, what: Ask) -> Result<Answer, Error> {
-    let mut answer = pin!(shard.ask(control::Ask::Xpyd(what)));
+pub async fn ask(shard: &Rc<Shard>, slot: &Slot, what: control::Ask) -> Result<Answer, Error> {
+    let mut answer = pin!(shard.ask(what));
     // The reader of this connection is of the same task: when it fires the slot, this is polled.
     poll_fn(|cx| match (answer.as_mut().poll(cx), slot.fired()) {
         (Poll::Ready((status, body)), _) => Poll::Ready(Ok(json(status, body))),

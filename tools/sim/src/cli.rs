@@ -1,7 +1,7 @@
 //! The command line: of `pdsim`, and of `pdrelay sim`.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,21 +9,32 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 
 use crate::dummy::{Dummy, args};
-use crate::{EngineOptions, FaultPlan, KvMode, Options, Role, Sim, Timing};
+use crate::{EcMode, EngineOptions, FaultPlan, KvMode, LmcacheOptions, Options, Role, Sim, Timing};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ec {
+    None,
+    V1,
+    V2,
+}
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kv {
     Nixl,
+    Lmcache,
     None,
 }
 
-/// LLM engines without a GPU: strict, deterministic prefill and decode servers.
+/// LLM engines without a GPU: strict, deterministic encode, prefill and decode servers.
 ///
 /// `dummy --role prefill --port 8100`, or `dummy_nodes.prefill_node:app --port 8100`, runs a dummy node of
 /// xPyD-proxy 1.0 instead.
 #[derive(Parser)]
 #[command(name = "pdsim", version)]
 struct Cli {
+    /// Encode engines
+    #[arg(long, default_value_t = 0)]
+    encode: usize,
     /// Prefill engines
     #[arg(long, default_value_t = 0)]
     prefill: usize,
@@ -33,9 +44,12 @@ struct Cli {
     /// Aggregated engines: prefill and decode in one, without KV transfer
     #[arg(long, default_value_t = 0)]
     both: usize,
-    /// First port; engines take it and the following ones in the order prefill, decode, both (0: any)
+    /// First port; engines take it and the following ones in the order encode, prefill, decode, both (0: any)
     #[arg(long, default_value_t = 9100)]
     port_base: u16,
+    /// The engines' ports, comma-separated, in the same order: in place of --port-base
+    #[arg(long, value_delimiter = ',')]
+    ports: Vec<u16>,
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
     #[arg(long, default_value = "dummy")]
@@ -60,6 +74,22 @@ struct Cli {
     stagger: bool,
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
+    /// How media get from encode engines to the others
+    #[arg(long, value_enum, default_value = "v2")]
+    ec: Ec,
+    /// file:// media are taken
+    #[arg(long)]
+    local_media: bool,
+    /// With --kv lmcache: workers of each engine
+    #[arg(long, default_value_t = 1)]
+    ranks: u32,
+    /// With --kv lmcache: the init port of the first decode engine's first worker; the next ones follow, and
+    /// alloc ports are 10 above
+    #[arg(long, default_value_t = 8300)]
+    init_port: u16,
+    /// With --kv lmcache: where prefill workers send their notices
+    #[arg(long)]
+    notices: Option<SocketAddr>,
     /// KV is handed over between several pdsim: believe params that name engines of other processes
     #[arg(long)]
     kv_elsewhere: bool,
@@ -98,12 +128,12 @@ struct Cli {
 
 impl Cli {
     fn engine(&self, role: Role, index: usize) -> EngineOptions {
-        let port = if self.port_base == 0 {
-            0
-        } else {
-            self.port_base + index as u16
+        let port = match (self.ports.get(index), self.port_base) {
+            (Some(port), _) => *port,
+            (None, 0) => 0,
+            (None, base) => base + index as u16,
         };
-        let both = role == Role::Both;
+        let both = matches!(role, Role::Both | Role::Encode);
         EngineOptions {
             port,
             model: self.model.clone(),
@@ -116,11 +146,21 @@ impl Cli {
                 tick_per_seq: Duration::from_secs_f64(self.tick_per_seq_us / 1e6),
                 stagger: self.stagger,
             },
-            kv: if both || matches!(self.kv, Kv::None) {
-                KvMode::None
-            } else {
-                KvMode::Nixl
+            kv: match self.kv {
+                _ if both => KvMode::None,
+                Kv::None => KvMode::None,
+                Kv::Nixl => KvMode::Nixl,
+                Kv::Lmcache => KvMode::Lmcache,
             },
+            ec: match self.ec {
+                // Without encoders there is nothing to be found again.
+                _ if self.encode == 0 => EcMode::None,
+                Ec::None => EcMode::None,
+                Ec::V1 => EcMode::V1,
+                Ec::V2 => EcMode::V2,
+            },
+            local_media: self.local_media,
+            lmcache: self.lmcache(index.saturating_sub(self.prefill) as u16),
             kv_elsewhere: self.kv_elsewhere,
             require_key: self.api_key.clone(),
             lease: Duration::from_secs_f64(self.lease_s),
@@ -137,8 +177,22 @@ impl Cli {
         }
     }
 
+    /// Ports of the decode engine of this number.
+    fn lmcache(&self, decode: u16) -> LmcacheOptions {
+        let ranks = self.ranks.clamp(1, 10) as u16;
+        let first = self.init_port.saturating_add(decode * ranks);
+        let from = |port: u16| (port..port.saturating_add(ranks)).collect();
+        LmcacheOptions {
+            ranks: ranks.into(),
+            init_ports: from(first),
+            alloc_ports: from(first.saturating_add(10)),
+            ..LmcacheOptions::default()
+        }
+    }
+
     fn options(&self) -> Options {
-        let roles = std::iter::repeat_n(Role::Prefill, self.prefill)
+        let roles = std::iter::repeat_n(Role::Encode, self.encode)
+            .chain(std::iter::repeat_n(Role::Prefill, self.prefill))
             .chain(std::iter::repeat_n(Role::Decode, self.decode))
             .chain(std::iter::repeat_n(Role::Both, self.both));
         Options {
@@ -215,7 +269,7 @@ fn wait(seconds: Option<f64>) {
 fn engines(cli: &Cli) -> ExitCode {
     let options = cli.options();
     if options.engines.is_empty() {
-        eprintln!("pdsim: no engines: give --prefill, --decode or --both");
+        eprintln!("pdsim: no engines: give --encode, --prefill, --decode or --both");
         return ExitCode::from(2);
     }
     let roles: Vec<Role> = options.engines.iter().map(|e| e.role).collect();
@@ -228,6 +282,9 @@ fn engines(cli: &Cli) -> ExitCode {
     };
     for (role, address) in roles.iter().zip(sim.addresses()) {
         println!("{} {address}", role.name());
+    }
+    if let Some(address) = cli.notices {
+        sim.notices_to(address);
     }
     wait(cli.for_s);
     summary(&sim, &roles);
@@ -245,7 +302,7 @@ fn summary(sim: &Sim, roles: &[Role]) {
     let l = sim.ledger();
     println!(
         "ledger: grants {} fetched {} released {} expired {} held {} lost {} | reused {} \
-         malformed {} never-issued {} wrong-prompt {} violations {}",
+         malformed {} never-issued {} wrong-prompt {} violations {} | encoded {} embedded {}",
         l.grants,
         l.fetched,
         l.released,
@@ -256,8 +313,16 @@ fn summary(sim: &Sim, roles: &[Role]) {
         l.malformed,
         l.never_issued,
         l.wrong_prompt,
-        l.violation_count
+        l.violation_count,
+        l.encoded,
+        l.embedded
     );
+    if l.pushes + l.loaded + l.recomputed > 0 {
+        println!(
+            "lmcache: pushed {} loaded {} recomputed {}",
+            l.pushes, l.loaded, l.recomputed
+        );
+    }
     for text in l.violations.iter().take(20) {
         println!("violation: {text}");
     }

@@ -36,6 +36,16 @@ pub struct LedgerReport {
     pub never_issued: u64,
     /// KV of another prompt was loaded (answered with wrong text).
     pub wrong_prompt: u64,
+    /// Media items that encoders have encoded.
+    pub encoded: u64,
+    /// References to encodings that prefill and decode engines have accepted.
+    pub embedded: u64,
+    /// Pushed encodings that their consumers have taken.
+    pub transferred: u64,
+    /// LMCache: prompts whose KV was pushed, was found by a D, and had to be computed by one.
+    pub pushes: u64,
+    pub loaded: u64,
+    pub recomputed: u64,
     /// Everything that a proxy must never do, in words (the first thousand).
     pub violations: Vec<String>,
     pub violation_count: u64,
@@ -52,6 +62,8 @@ enum State {
 /// What is known of a grant when it is made.
 pub(crate) struct Opening {
     pub prompt: u64,
+    /// Of an answer that a later turn may begin with: any of these.
+    pub told: Vec<Vec<u8>>,
     pub tokens: u32,
     /// Hash of P's `X-Request-Id`, 0 without one.
     pub request: u64,
@@ -117,6 +129,15 @@ pub(crate) enum Fetch {
     Unknown,
     /// The engine is not there any more.
     Dead,
+}
+
+/// What the one who reads KV takes it for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Holds<'a> {
+    /// That of the prompt with this hash.
+    Prompt(u64),
+    /// That of what this prompt begins with.
+    StartOf(&'a [u8]),
 }
 
 /// How a grant is named in `kv_transfer_params`.
@@ -209,16 +230,16 @@ impl Ledger {
     }
 
     /// Engine and incarnation `d` reads the KV of `grant`; `prompt` and `request`, where given,
-    /// must be those that it was made for.
+    /// must be what it was made for.
     pub fn fetch(
         &self,
         (d, d_incarnation): (usize, u32),
         grant: GrantName,
-        prompt: Option<u64>,
+        holds: Holds,
         request: Option<u64>,
         now: u64,
     ) -> Fetch {
-        let found = self.look(grant, prompt, request, now);
+        let found = self.look(grant, holds, request, now);
         match found {
             Fetch::Loaded { .. } => {
                 let pair = u64::from(d_incarnation) << 32 | u64::from(grant.incarnation);
@@ -233,7 +254,7 @@ impl Ledger {
         found
     }
 
-    fn look(&self, name: GrantName, prompt: Option<u64>, request: Option<u64>, now: u64) -> Fetch {
+    fn look(&self, name: GrantName, holds: Holds, request: Option<u64>, now: u64) -> Fetch {
         let mut book = lock(&self.books[name.engine]);
         if !book.alive || book.incarnation != name.incarnation {
             return Fetch::Dead;
@@ -247,7 +268,12 @@ impl Ledger {
         let Some(grant) = book.grants.get_mut(place).filter(|g| g.name == name.name) else {
             return Fetch::Unknown;
         };
-        let same = prompt.is_none_or(|p| p == grant.opening.prompt);
+        let same = match holds {
+            Holds::Prompt(prompt) => prompt == grant.opening.prompt,
+            Holds::StartOf(text) => grant.opening.told.iter().any(|t| text.starts_with(t)),
+        };
+        // A later turn is another request.
+        let request = request.filter(|_| matches!(holds, Holds::Prompt(_)));
         let other_request = request.is_some_and(|r| r != grant.opening.request);
         match grant.state {
             State::Held => grant.state = State::Fetched,

@@ -10,6 +10,7 @@
 //! connection   read a request, answer it, again                  link    the socket
 //! http/        heads, bodies, responses (odd shapes and faults included)
 //! engine/      route -> ask (validation) -> job (KV) -> answer | run (whatever takes time)
+//! transfer     KV that LMCache pushes, and its notices        push    ZeroMQ's PUSH
 //! ledger       grants of KV and what became of them              text    tokens from hashes
 //! dummy/       the dummy nodes of xPyD-proxy 1.0                  cli     the command line
 //! ```
@@ -32,17 +33,22 @@ mod json;
 mod ledger;
 mod link;
 mod options;
+mod push;
 mod sim;
 mod text;
 mod thread;
 mod transcript;
+mod transfer;
 mod world;
 
 pub use dummy::{Dummy, DummyOptions};
 pub use engine::prompt::{messages_hash, prompt_hash};
 pub use fault::{Fault, FaultPlan, Shape};
 pub use ledger::LedgerReport;
-pub use options::{EngineOptions, KvMode, LoadFailure, Options, Role, Strict, Timing};
+pub use options::{
+    EcMode, EngineOptions, KvMode, LmcacheOptions, LoadFailure, Notices, Options, Role, Strict,
+    Timing,
+};
 pub use sim::Sim;
 pub use text::{detokenize, expected, mark, tokenize};
 pub use transcript::{Outcome, Received};

@@ -50,6 +50,7 @@ impl Options {
 /// role tells which requests are *wrong* for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    Encode,
     Prefill,
     Decode,
     /// A single aggregated server: the reference for greedy text.
@@ -59,6 +60,7 @@ pub enum Role {
 impl Role {
     pub fn name(self) -> &'static str {
         match self {
+            Role::Encode => "encode",
             Role::Prefill => "prefill",
             Role::Decode => "decode",
             Role::Both => "both",
@@ -70,7 +72,19 @@ impl Role {
 pub enum KvMode {
     /// Pull by NIXL: P answers with `kv_transfer_params` if asked with the template.
     Nixl,
+    /// Push by LMCache: P is told D's ports, and sends notices.
+    Lmcache,
     None,
+}
+
+/// How media get from an encode engine to the others (vLLM's EC connectors).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcMode {
+    None,
+    /// By what the media hold: encoders are asked for one token, and report nothing.
+    V1,
+    /// Encoders report handles and metadata; others may be shown those in place of the media.
+    V2,
 }
 
 /// What D does when KV cannot be loaded (`kv_load_failure_policy`).
@@ -89,6 +103,17 @@ pub struct EngineOptions {
     pub max_model_len: u32,
     pub timing: Timing,
     pub kv: KvMode,
+    pub ec: EcMode,
+    /// Encode engines report metadata with their handles.
+    pub ec_metadata: bool,
+    /// Where encoders push to, by data-parallel rank. Empty: this engine is no such consumer.
+    pub ec_addresses: Vec<String>,
+    /// Images in one prompt at most; 0: any number.
+    pub images_max: usize,
+    /// `file://` media are read.
+    pub local_media: bool,
+    /// With `KvMode::Lmcache`.
+    pub lmcache: LmcacheOptions,
     /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
     /// of the right form are taken at their word.
     pub kv_elsewhere: bool,
@@ -106,8 +131,13 @@ pub struct EngineOptions {
     pub fetch_delay: Duration,
     /// The same on first contact. A client that leaves before it is over strands P's KV.
     pub first_contact_delay: Duration,
+    /// Where it says that its KV is (`VLLM_NIXL_SIDE_CHANNEL_HOST`). Nobody is reached by a name that is
+    /// not this machine's.
+    pub side_host: String,
     /// D's answers carry `kv_transfer_params` too, for the next turn.
     pub bidirectional: bool,
+    /// A chat's answer begins without white space, as those of trained models do.
+    pub trimmed: bool,
     /// Text hangs on `temperature` and `seed`, too, as a real engine's does: without either, two answers
     /// to one prompt differ.
     pub sampling: bool,
@@ -122,11 +152,17 @@ impl EngineOptions {
             model: "dummy".into(),
             max_model_len: 131_072,
             timing: Timing::default(),
-            kv: if role == Role::Both {
+            kv: if matches!(role, Role::Both | Role::Encode) {
                 KvMode::None
             } else {
                 KvMode::Nixl
             },
+            ec: EcMode::None,
+            ec_metadata: true,
+            ec_addresses: Vec::new(),
+            images_max: 0,
+            local_media: false,
+            lmcache: LmcacheOptions::default(),
             kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),
@@ -136,7 +172,9 @@ impl EngineOptions {
             keep_alive: Some(Duration::from_secs(5)),
             fetch_delay: Duration::ZERO,
             first_contact_delay: Duration::ZERO,
+            side_host: "127.0.0.1".into(),
             bidirectional: false,
+            trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
         }
@@ -151,6 +189,59 @@ impl EngineOptions {
             && self.fetch_delay.is_zero()
             && self.first_contact_delay.is_zero()
     }
+}
+
+/// LMCache in an engine.
+#[derive(Clone, Debug)]
+pub struct LmcacheOptions {
+    /// P: a request without a `disagg_spec` ends the engine, as the adapter's assertion does.
+    pub producer: bool,
+    /// P: workers, each with its own socket for notices and its own port at D.
+    pub ranks: u32,
+    /// D: where its workers listen, one of each per rank.
+    pub init_ports: Vec<u16>,
+    pub alloc_ports: Vec<u16>,
+    /// P: from its answer's making to the notices. Zero: they go out before the answer.
+    pub delay: Duration,
+    /// P: prompts of fewer tokens are not stored.
+    pub block: u32,
+    /// There is a path for chats.
+    pub chat: bool,
+}
+
+impl Default for LmcacheOptions {
+    fn default() -> Self {
+        LmcacheOptions {
+            producer: true,
+            ranks: 1,
+            init_ports: Vec::new(),
+            alloc_ports: Vec::new(),
+            delay: crate::transfer::DELAY,
+            block: 16,
+            chat: true,
+        }
+    }
+}
+
+/// What becomes of a P's transfers and notices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Notices {
+    #[default]
+    Sent,
+    /// Neither the KV nor a word of it.
+    Lost,
+    /// The KV comes, the notice does not.
+    Silent,
+    Late(Duration),
+    Twice,
+    /// Among those of other proxies and other times.
+    Foreign,
+    /// The transfer fails, and says so.
+    Failed,
+    /// MLA: the first rank has it all, and it alone sends.
+    FirstRank,
+    /// Behind messages that nobody can read, under the old name.
+    Garbage,
 }
 
 /// Rules a real engine does not enforce but that a proxy should keep: broken ones become

@@ -3,18 +3,20 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, LedgerReport, lock};
-use crate::options::Options;
+use crate::options::{Notices, Options};
 use crate::thread::{Post, run};
 use crate::transcript::{Received, Transcript};
+use crate::transfer::Transfers;
 use crate::world::{Shared, World};
 
 /// Threads settle in well under this, or something is broken.
@@ -56,6 +58,8 @@ impl Sim {
             started: Instant::now(),
             engines,
             ledger,
+            encodings: Encodings::default(),
+            transfers: Transfers::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -134,7 +138,32 @@ impl Sim {
     }
 
     pub fn ledger(&self) -> LedgerReport {
-        self.world.ledger.report(self.world.now())
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let (encodings, transfers) = (&self.world.encodings, &self.world.transfers);
+        LedgerReport {
+            encoded: load(&encodings.encoded),
+            embedded: load(&encodings.embedded),
+            transferred: load(&encodings.transferred),
+            pushes: load(&transfers.pushes),
+            loaded: load(&transfers.loaded),
+            recomputed: load(&transfers.recomputed),
+            ..self.world.ledger.report(self.world.now())
+        }
+    }
+
+    /// Tokens whose KV the engine holds for others.
+    pub fn held_tokens(&self, engine: usize) -> u64 {
+        self.world.ledger.held_tokens(engine, self.world.now())
+    }
+
+    /// Where the workers of the prefill engines send LMCache's notices, from now on.
+    pub fn notices_to(&self, address: SocketAddr) {
+        self.world.transfers.connect(&self.world, address);
+    }
+
+    /// What becomes of the transfers and notices of a prefill engine from now on.
+    pub fn set_notices(&self, engine: usize, fault: Notices) {
+        self.world.transfers.set_fault(engine, fault);
     }
 
     /// From now on every request to the engine gets `fault`; `None` ends it.

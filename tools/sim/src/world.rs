@@ -6,11 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, lock};
 use crate::options::EngineOptions;
 use crate::text::{hash, mix, push_hex};
 use crate::transcript::Transcript;
+use crate::transfer::Transfers;
 
 pub(crate) struct World {
     pub seed: u64,
@@ -18,6 +20,8 @@ pub(crate) struct World {
     pub started: Instant,
     pub engines: Vec<Shared>,
     pub ledger: Ledger,
+    pub encodings: Encodings,
+    pub transfers: Transfers,
 }
 
 pub(crate) struct Shared {

@@ -15,6 +15,8 @@ macro_rules! source {
     };
 }
 
+// What the tests do not use is used in production.
+#[allow(dead_code)]
 mod shared {
     source!("shared.rs");
 }
@@ -32,7 +34,7 @@ mod cluster {
         source!("models.rs");
     }
     /// Nothing of it is shared while it changes.
-    pub use pdrelay::cluster::ring;
+    pub use pdrelay::cluster::{names, ring};
     source!("cluster.rs");
 
     /// Instances as a cluster would make them. What loom does not watch is made once, outside of it: the

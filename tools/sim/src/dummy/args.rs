@@ -62,14 +62,15 @@ pub(crate) fn dummy_line(args: &[OsString]) -> Option<Vec<OsString>> {
     if word(1) == "dummy" {
         return Some(args[1..].to_vec());
     }
-    // `python -m uvicorn` and `uvicorn` may have been left in the line.
-    let app = if word(1) == "uvicorn" { 2 } else { 1 };
-    let role = match word(app) {
-        "dummy_nodes.prefill_node:app" => "prefill",
-        "dummy_nodes.decode_node:app" => "decode",
-        _ => return None,
-    };
+    // The application may stand anywhere in uvicorn's line; `uvicorn` may have been left at its start.
+    let apps = |a: &OsString| a.to_str().is_some_and(|a| a.starts_with("dummy_nodes."));
+    let app = args.iter().skip(1).position(apps)? + 1;
+    let name = word(app).trim_start_matches("dummy_nodes.");
+    // What is neither is refused by name where roles are read.
+    let role = name.strip_suffix("_node:app").unwrap_or(name);
     let mut line: Vec<OsString> = ["dummy", "--role", role].map(OsString::from).to_vec();
+    let first = if word(1) == "uvicorn" { 2 } else { 1 };
+    line.extend_from_slice(&args[first..app]);
     line.extend_from_slice(&args[app + 1..]);
     Some(line)
 }
@@ -128,6 +129,14 @@ mod tests {
             (
                 "pdsim uvicorn dummy_nodes.decode_node:app",
                 Some("dummy --role decode"),
+            ),
+            (
+                "uvicorn --port 1 dummy_nodes.prefill_node:app --reload",
+                Some("dummy --role prefill --port 1 --reload"),
+            ),
+            (
+                "pdsim dummy_nodes.encode_node:app",
+                Some("dummy --role encode"),
             ),
             ("pdsim --prefill 1", None),
             ("pdsim", None),

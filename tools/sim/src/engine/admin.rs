@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Engine;
 use super::answer::text_of;
+use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{of_messages, of_prompt};
 use super::route::{Request, error, json};
@@ -34,8 +35,17 @@ pub(crate) fn answer(engine: &Engine, request: &Request, path: &[u8]) -> Fixed {
             ..json(304, "")
         },
         b"/v1/sim/echo" if post => echo(request),
-        b"/tokenize" | b"/detokenize" | b"/v1/embeddings" | b"/pooling" | b"/score"
-        | b"/v1/score" | b"/rerank" | b"/v1/rerank" | b"/v2/rerank" | b"/classify"
+        b"/tokenize"
+        | b"/detokenize"
+        | b"/v1/chat/completions/render"
+        | b"/v1/embeddings"
+        | b"/pooling"
+        | b"/score"
+        | b"/v1/score"
+        | b"/rerank"
+        | b"/v1/rerank"
+        | b"/v2/rerank"
+        | b"/classify"
             if post =>
         {
             small(engine, request, path).unwrap_or_else(|e| error(&e))
@@ -46,6 +56,7 @@ pub(crate) fn answer(engine: &Engine, request: &Request, path: &[u8]) -> Fixed {
         | b"/v1/chat/completions"
         | b"/tokenize"
         | b"/detokenize"
+        | b"/v1/chat/completions/render"
         | b"/v1/embeddings"
         | b"/pooling"
         | b"/score"
@@ -207,6 +218,7 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
                 messages.is_some(),
             )?
         }
+        b"/v1/chat/completions/render" => rendered(engine, need("messages")?)?,
         b"/detokenize" => {
             let ids: Option<Vec<u32>> = elements(need("tokens")?)
                 .map(|v| integer(v)?.try_into().ok())
@@ -233,7 +245,7 @@ fn small(engine: &Engine, request: &Request, path: &[u8]) -> Result<Fixed, ApiEr
 fn tokenized(engine: &Engine, value: &[u8], chat: bool) -> Result<String, ApiError> {
     let mut texts = vec![Vec::new()];
     if chat {
-        of_messages(value, Some(&mut texts[0]))?;
+        of_messages(value, Some(&mut texts[0]), &Lens::default())?;
     } else {
         of_prompt(value, Some(&mut texts))?;
     }
@@ -241,6 +253,22 @@ fn tokenized(engine: &Engine, value: &[u8], chat: bool) -> Result<String, ApiErr
     let (count, most) = (ids.len(), engine.options().max_model_len);
     Ok(format!(
         "{{\"count\":{count},\"max_model_len\":{most},\"tokens\":{ids:?},\"token_strs\":null}}"
+    ))
+}
+
+/// The request that an engine without a front end would get for this chat.
+fn rendered(engine: &Engine, messages: &[u8]) -> Result<String, ApiError> {
+    let mut text = Vec::new();
+    of_messages(messages, Some(&mut text), &super::ec::Lens::default())?;
+    let mut model = Vec::new();
+    push_string(&mut model, &engine.options().model);
+    let (ids, model) = (
+        tokenize(&text),
+        String::from_utf8_lossy(&model).into_owned(),
+    );
+    Ok(format!(
+        "{{\"request_id\":\"chatcmpl-render\",\"token_ids\":{ids:?},\"features\":null,\
+         \"sampling_params\":{{\"max_tokens\":16}},\"model\":{model},\"stream\":false}}"
     ))
 }
 

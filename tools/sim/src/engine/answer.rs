@@ -12,14 +12,23 @@ pub(crate) fn put(out: &mut Vec<u8>, text: &[u8]) {
 pub(crate) fn push_text(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32, to: u32) {
     let (hash, within) = job.voice(choice);
     let (length, stopped) = job.length(choice);
+    let start = out.len();
+    let lead = job.lead(choice);
     for index in from..to.min(if stopped { length - 1 } else { length }) {
-        push_token(out, hash, within, index);
+        push_token(out, hash, within, lead + index);
+    }
+    if job.trimmed && from == 0 && out.get(start) == Some(&b' ') {
+        out.remove(start);
     }
 }
 
 pub(crate) fn push_ids(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32, to: u32) {
     let (hash, within) = job.voice(choice);
-    push_list(out, (from..to).map(|index| token_id(hash, within, index)));
+    let lead = job.lead(choice);
+    push_list(
+        out,
+        (from..to).map(|index| token_id(hash, within, lead + index)),
+    );
 }
 
 fn push_list(out: &mut Vec<u8>, ids: impl Iterator<Item = u32>) {
@@ -153,7 +162,10 @@ pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
             &job.params
         },
     );
-    put(out, b",\"ec_transfer_params\":null,\"metrics\":null}");
+    put(out, b",\"ec_transfer_params\":");
+    let reported: &[u8] = if job.ec.is_empty() { b"null" } else { &job.ec };
+    put(out, reported);
+    put(out, b",\"metrics\":null}");
 }
 
 fn push_choice(out: &mut Vec<u8>, job: &Job, choice: u32) {

@@ -1,5 +1,6 @@
 //! A generate request, read and judged the way vLLM does it: what it rejects is rejected here.
 
+use super::ec::Lens;
 use super::error::ApiError;
 use super::prompt::{Prompt, of_messages, of_prompt};
 use super::rules;
@@ -24,6 +25,8 @@ pub(crate) struct Ask {
     pub ignore_eos: bool,
     /// Texts of the prompts, kept only if the answer must show their ids.
     pub return_ids: Option<Vec<Vec<u8>>>,
+    /// The first prompt as text, kept only if a turn of a conversation may hang on it.
+    pub text: Option<Vec<u8>>,
     /// Where `kv_transfer_params` is in the body, when it is there and not null.
     pub kv: Option<(usize, usize)>,
 }
@@ -39,7 +42,7 @@ impl Ask {
 
     /// Tokens that a prompt's answer has, and whether it ends on EOS.
     pub fn length(&self, prompt: &Prompt) -> (u32, bool) {
-        match prompt.eos_at {
+        match prompt.eos_at.map(|k| k.saturating_sub(prompt.lead)) {
             Some(k) if !self.ignore_eos && k <= self.max_tokens => (k.max(1), true),
             _ => (self.max_tokens, false),
         }
@@ -140,14 +143,15 @@ pub(crate) fn read(
     body: &[u8],
     top: &[Member],
     chat: bool,
-    model: &str,
-    max_model_len: u32,
+    (model, max_model_len): (&str, u32),
+    lens: &Lens,
+    keep_text: bool,
 ) -> Result<Ask, ApiError> {
     let raw = Raw::read(body, top, chat);
     let stream = flag(raw.stream, "stream")?;
     let (include_usage, continuous_usage) = stream_options(&raw, stream)?;
     let wants_ids = flag(raw.return_token_ids, "return_token_ids")?;
-    let mut texts = wants_ids.then(Vec::new);
+    let mut texts = (wants_ids || keep_text).then(Vec::new);
     let prompts = if chat {
         let Some(messages) = raw.messages else {
             return Err(ApiError::field("messages", "Field required"));
@@ -156,7 +160,7 @@ pub(crate) fn read(
             t.push(Vec::new());
             &mut t[0]
         });
-        vec![of_messages(messages, rendered)?]
+        vec![of_messages(messages, rendered, lens)?]
     } else {
         let Some(prompt) = raw.prompt.filter(|p| *p != b"\"\"") else {
             return Err(ApiError::rule(
@@ -195,7 +199,8 @@ pub(crate) fn read(
         continuous_usage,
         logprobs,
         ignore_eos: flag(raw.ignore_eos, "ignore_eos")?,
-        return_ids: texts,
+        text: texts.as_ref().and_then(|t| t.first().cloned()),
+        return_ids: texts.filter(|_| wants_ids),
         kv,
     })
 }

@@ -3,13 +3,16 @@
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::answer::push_text;
 use super::ask::Ask;
+use super::ec::Lens;
 use super::error::ApiError;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
+use super::lmcache::Lmcache;
 use crate::http::head::Head;
-use crate::ledger::{Fetch, GrantName};
+use crate::ledger::{Fetch, GrantName, Holds};
 use crate::options::{KvMode, LoadFailure, Role};
-use crate::text::{hash, mix, push_hex, stale};
+use crate::text::{detokenize, hash, mix, push_hex, stale, token_id};
 use crate::world::add;
 
 pub(crate) struct Job {
@@ -26,8 +29,14 @@ pub(crate) struct Job {
     pub external: u64,
     /// `kv_transfer_params` of the answer, empty for null.
     pub params: Vec<u8>,
+    /// `ec_transfer_params` of the answer, empty for null.
+    pub ec: Vec<u8>,
+    /// With `KvMode::Lmcache`.
+    lmcache: Lmcache,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
+    /// Its text begins without white space.
+    pub trimmed: bool,
 }
 
 /// Reads and checks a generate request.
@@ -39,6 +48,11 @@ pub(crate) fn accept(
     chat: bool,
 ) -> Result<Job, ApiError> {
     let (world, options) = (&engine.world, engine.options());
+    if let Some(what) = head.stray {
+        // A real one serves it; that it came at all is a proxy's mistake.
+        let ledger = &world.ledger;
+        ledger.violation(|| format!("engine {}: it was sent {what}", engine.index));
+    }
     if !head.json {
         return Err(ApiError {
             kind: "Bad Request",
@@ -53,9 +67,32 @@ pub(crate) fn accept(
         return Err(ApiError::field(&invalid.at.to_string(), message));
     }
     let members = &scratch.members;
-    let asked = super::ask::read(body, members, chat, &options.model, options.max_model_len);
+    let encoder = options.role == Role::Encode;
+    if encoder && !chat {
+        return Err(ApiError::body("an encoder takes chat requests only"));
+    }
+    let lens = match encoder {
+        true => Lens {
+            local_media: options.local_media,
+            ..Lens::default()
+        },
+        // Elsewhere messages mean nothing.
+        false if !chat => Lens::default(),
+        false => super::ec::look(engine, head.text(input, head.rank), body, members)?,
+    };
+    let limits = (&*options.model, options.max_model_len);
+    let asked = super::ask::read(body, members, chat, limits, &lens, options.bidirectional);
     let request_id = head.text(input, head.request_id);
-    let ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ask = asked.map_err(|e| forgive(engine, e, body, members))?;
+    let mut ec = Vec::new();
+    if encoder {
+        ec = super::ec::encode(engine, body, members)?;
+        ask.max_tokens = 1;
+    }
+    let lmcache = match options.kv {
+        KvMode::Lmcache => super::lmcache::read(engine, body, members, chat, &mut ask)?,
+        _ => Lmcache::default(),
+    };
     let draw = match options.sampling {
         true => draw(engine, body, members),
         false => 0,
@@ -83,7 +120,10 @@ pub(crate) fn accept(
         wrong_from: ask.prompts.len(),
         external: 0,
         params: Vec::new(),
+        ec,
+        lmcache,
         draw,
+        trimmed: options.trimmed && ask.chat,
         ask,
     })
 }
@@ -186,6 +226,26 @@ impl Job {
             .length(&self.ask.prompts[(choice / self.ask.n) as usize])
     }
 
+    /// Tokens of `choice` that its prompt has already.
+    pub fn lead(&self, choice: u32) -> u32 {
+        self.ask.prompts[(choice / self.ask.n) as usize].lead
+    }
+
+    /// LMCache: looks for the prompt's KV before anything is computed.
+    pub fn look(&mut self, engine: &Engine) {
+        let Some(key) = self.lmcache.look.take() else {
+            return;
+        };
+        if engine.shared().options.role == Role::Decode
+            && engine
+                .world
+                .transfers
+                .load(&engine.world, engine.index, key)
+        {
+            self.external = self.ask.prompt_tokens();
+        }
+    }
+
     pub fn longest(&self) -> u32 {
         (0..self.ask.choices())
             .map(|c| self.length(c).0)
@@ -205,12 +265,15 @@ impl Job {
                     .strict
                     .same_request_id
                     .then_some(self.request);
-                let prompt = whole.then_some(self.ask.prompts[0].hash);
+                let holds = match whole {
+                    true => Holds::Prompt(self.ask.prompts[0].hash),
+                    false => Holds::StartOf(self.ask.text.as_deref().unwrap_or_default()),
+                };
                 let me = (engine.index, engine.incarnation.get());
                 engine
                     .world
                     .ledger
-                    .fetch(me, grant, prompt, request, engine.world.now())
+                    .fetch(me, grant, holds, request, engine.world.now())
             }
         };
         let Fetch::Loaded { right } = found else {
@@ -241,6 +304,10 @@ impl Job {
     /// The prompt is in this engine's KV: hold it for another if asked to.
     pub fn produce(&mut self, engine: &Engine) {
         let (shared, ledger) = (engine.shared(), &engine.world.ledger);
+        if shared.options.kv == KvMode::Lmcache {
+            let prompt = self.ask.prompts[0].hash;
+            return self.lmcache.produce(engine, prompt, &mut self.params);
+        }
         let asked = matches!(self.kv, KvAsk::Produce { .. });
         if !asked && !shared.options.bidirectional {
             return;
@@ -270,11 +337,17 @@ impl Job {
         let lease = engine.options().lease.as_nanos() as u64;
         let prompt = self.ask.prompts[(choice / self.ask.n) as usize];
         let tokens = prompt.tokens + more_tokens;
+        let told = self.told(choice, more_tokens);
         let (params, answer_id) = (&mut self.params, &self.answer_id);
         let first = params.is_empty();
         let mut name = Vec::with_capacity(80);
         let opening = crate::ledger::Opening {
-            prompt: prompt.hash,
+            // What was made of the wrong KV is wrong as well.
+            prompt: match self.wrong_from {
+                0 => stale(prompt.hash),
+                _ => prompt.hash,
+            },
+            told,
             tokens,
             request: self.request,
             deadline: now + lease,
@@ -295,6 +368,24 @@ impl Job {
                 tokens,
             );
         }
+    }
+
+    /// The texts that a prompt may begin with for the KV of this answer to be its own: told on in text, or in
+    /// token ids.
+    fn told(&self, choice: u32, tokens: u32) -> Vec<Vec<u8>> {
+        let Some(text) = self.ask.text.as_ref().filter(|_| tokens > 0) else {
+            return Vec::new();
+        };
+        let mut start = text.clone();
+        if self.ask.chat {
+            start.extend_from_slice(b"<|assistant|>");
+        }
+        let (hash, within) = self.voice(choice);
+        let ids: Vec<u32> = (0..tokens).map(|i| token_id(hash, within, i)).collect();
+        let mut in_ids = start.clone();
+        in_ids.extend(detokenize(&ids).unwrap_or_default());
+        push_text(&mut start, self, choice, 0, tokens);
+        vec![start, in_ids]
     }
 
     /// Adds what was done to the engine's counters.

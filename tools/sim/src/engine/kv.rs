@@ -75,8 +75,16 @@ impl<'a> Params<'a> {
 /// Reads the params that came to `me`.
 pub(crate) fn read(world: &World, me: usize, object: &[u8]) -> Result<KvAsk, ApiError> {
     let params = Params::read(object);
+    if params.decode && params.prefill {
+        world
+            .ledger
+            .malformed(|| format!("engine {me}: do_remote_decode and do_remote_prefill at once"));
+    }
     if params.decode {
-        let load = params.engine.is_some().then(|| source(world, me, &params));
+        let load = params.engine.is_some().then(|| {
+            whole(world, me, &params);
+            source(world, me, &params)
+        });
         return Ok(KvAsk::Produce { load });
     }
     if !params.prefill {
@@ -100,13 +108,17 @@ pub(crate) fn read(world: &World, me: usize, object: &[u8]) -> Result<KvAsk, Api
             .malformed(|| format!("engine {me}: params lack engine id, host or port"));
         return Ok(KvAsk::Nothing);
     }
+    whole(world, me, &params);
+    Ok(KvAsk::Load(source(world, me, &params)))
+}
+
+fn whole(world: &World, me: usize, params: &Params) {
     if params.keys < ISSUED_KEYS && world.engines[me].options.strict.whole_params {
         let keys = params.keys;
         world
             .ledger
             .violation(|| format!("engine {me}: {keys} of {ISSUED_KEYS} params passed on"));
     }
-    Ok(KvAsk::Load(source(world, me, &params)))
 }
 
 fn source(world: &World, me: usize, params: &Params) -> Source {
@@ -128,7 +140,10 @@ fn named(world: &World, params: &Params) -> Result<GrantName, &'static str> {
     let id = text(params.engine).ok_or("remote_engine_id is no string")?;
     let (engine, incarnation) = world.find_engine(&id).ok_or("unknown remote_engine_id")?;
     let request = text(params.request).ok_or("remote_request_id is no string")?;
-    text(params.host).ok_or("remote_host is no string")?;
+    let host = text(params.host).ok_or("remote_host is no string")?;
+    if ![&b"127.0.0.1"[..], b"localhost", b"::1"].contains(&host.as_slice()) {
+        return Err("nobody is at this remote_host");
+    }
     let port = params.port.and_then(integer);
     if port != Some(world.engines[engine].side_port(engine).into()) {
         return Err("wrong remote_port");
@@ -228,7 +243,9 @@ pub(crate) fn push_params(
     out.extend_from_slice(engine_id);
     out.extend_from_slice(b"\",\"remote_request_id\":\"");
     out.extend_from_slice(request_id);
-    out.extend_from_slice(b"\",\"remote_host\":\"127.0.0.1\",\"remote_port\":");
+    out.extend_from_slice(b"\",\"remote_host\":\"");
+    out.extend_from_slice(world.engines[engine].options.side_host.as_bytes());
+    out.extend_from_slice(b"\",\"remote_port\":");
     push_number(out, world.engines[engine].side_port(engine).into());
     out.extend_from_slice(b",\"tp_size\":1,\"dcp_size\":1,\"pp_size\":1,\"remote_num_tokens\":");
     push_number(out, tokens.into());

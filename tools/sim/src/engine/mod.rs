@@ -3,9 +3,11 @@
 pub(crate) mod admin;
 pub(crate) mod answer;
 pub(crate) mod ask;
+pub(crate) mod ec;
 pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod kv;
+pub(crate) mod lmcache;
 pub(crate) mod prompt;
 pub(crate) mod route;
 pub(crate) mod rules;

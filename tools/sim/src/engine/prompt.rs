@@ -4,6 +4,7 @@
 
 use memchr::memmem;
 
+use super::ec::{Lens, content_hash};
 use super::error::ApiError;
 use crate::json::{elements, integer, is_string, members, string};
 use crate::text::{IMAGE_TOKENS, count, detokenize, hash, mix};
@@ -17,6 +18,8 @@ pub(crate) struct Prompt {
     pub tokens: u32,
     /// From a marker `[[eos@K]]`: the K-th token ends the answer.
     pub eos_at: Option<u32>,
+    /// Tokens of the answer that are in the prompt already.
+    pub lead: u32,
 }
 
 /// The hash of a text prompt of `/v1/completions`, for tests to tell what text must come.
@@ -32,6 +35,7 @@ pub fn messages_hash(messages: &str) -> Option<u64> {
     of_messages(
         &wrapped.as_bytes()[top[0].value.0 as usize..top[0].value.1 as usize],
         None,
+        &Lens::default(),
     )
     .ok()
     .map(|p| p.hash)
@@ -52,10 +56,11 @@ fn of_text(text: &[u8]) -> Prompt {
         hash: hash(COMPLETION, text),
         tokens: count(text),
         eos_at: eos_in(text),
+        lead: 0,
     }
 }
 
-fn of_ids(ids: &[u32]) -> Prompt {
+pub(super) fn of_ids(ids: &[u32]) -> Prompt {
     let length = ids.len() as u32;
     match detokenize(ids) {
         Some(text) => Prompt {
@@ -70,6 +75,7 @@ fn of_ids(ids: &[u32]) -> Prompt {
                 hash,
                 tokens: length,
                 eos_at: None,
+                lead: 0,
             }
         }
     }
@@ -161,6 +167,7 @@ impl Chat {
 pub(crate) fn of_messages(
     value: &[u8],
     mut rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
 ) -> Result<Prompt, ApiError> {
     if value[0] != b'[' {
         return Err(ApiError::field("messages", "Input should be a valid list"));
@@ -180,6 +187,14 @@ pub(crate) fn of_messages(
         let mut role = false;
         // Content may be left out, but only an assistant's may be null.
         let (mut assistant, mut null) = (false, false);
+        if let Some(out) = rendered.as_deref_mut() {
+            // A template has the role first, wherever it stands.
+            let named = members(message)
+                .filter(|(k, v)| *k == b"role" && is_string(v))
+                .last();
+            let name = named.map(|(_, v)| string(v)).unwrap_or_default();
+            out.extend_from_slice(&[b"<|", &*name, b"|>"].concat());
+        }
         for (key, value) in members(message) {
             match key {
                 b"role" if is_string(value) => {
@@ -188,13 +203,10 @@ pub(crate) fn of_messages(
                     assistant = &*name == b"assistant";
                     chat.hash = mix(hash(chat.hash, &name), 7);
                     chat.tokens += 4;
-                    if let Some(out) = rendered.as_deref_mut() {
-                        out.extend_from_slice(&[b"<|", &*name, b"|>"].concat());
-                    }
                 }
                 b"content" => {
                     null = value[0] == b'n';
-                    of_content(value, &mut chat, rendered.as_deref_mut())?;
+                    of_content(value, &mut chat, rendered.as_deref_mut(), lens)?;
                 }
                 b"tool_calls" | b"tool_call_id" | b"name" => chat.text(value),
                 _ => {}
@@ -217,6 +229,7 @@ pub(crate) fn of_messages(
         hash: chat.hash,
         tokens: chat.tokens,
         eos_at: chat.eos_at,
+        lead: 0,
     })
 }
 
@@ -224,6 +237,7 @@ fn of_content(
     value: &[u8],
     chat: &mut Chat,
     mut rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
 ) -> Result<(), ApiError> {
     match value[0] {
         b'"' => {
@@ -236,7 +250,7 @@ fn of_content(
         b'n' => {}
         b'[' => {
             for part in elements(value) {
-                of_part(part, chat, rendered.as_deref_mut())?;
+                of_part(part, chat, rendered.as_deref_mut(), lens)?;
             }
         }
         _ => {
@@ -249,9 +263,14 @@ fn of_content(
     Ok(())
 }
 
-fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Result<(), ApiError> {
+fn of_part(
+    part: &[u8],
+    chat: &mut Chat,
+    rendered: Option<&mut Vec<u8>>,
+    lens: &Lens,
+) -> Result<(), ApiError> {
     if is_string(part) {
-        return of_content(part, chat, rendered);
+        return of_content(part, chat, rendered, lens);
     }
     if part[0] != b'{' {
         return Err(ApiError::body("messages: a content part must be an object"));
@@ -267,10 +286,16 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
         return Err(ApiError::body("messages: a content part needs a type"));
     };
     match (&*kind, field(&kind)) {
-        (b"text", Some(text)) if is_string(text) => of_content(text, chat, rendered),
-        (b"image_url" | b"audio_url" | b"video_url", Some(media)) => of_media(media, chat),
+        (b"text", Some(text)) if is_string(text) => of_content(text, chat, rendered, lens),
+        (b"image_url" | b"audio_url" | b"video_url", Some(media)) => of_media(media, chat, lens),
         (b"input_audio" | b"image_embeds" | b"audio_embeds" | b"video_embeds", Some(value)) => {
-            chat.hash = hash(chat.hash, value);
+            let uuid = field(b"uuid").filter(|v| is_string(v)).map(string);
+            let known = lens
+                .embeds
+                .iter()
+                .find(|(name, _)| uuid.as_deref() == Some(name));
+            let content = known.map_or_else(|| content_hash(value), |(_, content)| *content);
+            chat.hash = mix(chat.hash, content);
             chat.tokens += IMAGE_TOKENS;
             Ok(())
         }
@@ -281,7 +306,7 @@ fn of_part(part: &[u8], chat: &mut Chat, rendered: Option<&mut Vec<u8>>) -> Resu
     }
 }
 
-fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
+fn of_media(media: &[u8], chat: &mut Chat, lens: &Lens) -> Result<(), ApiError> {
     let url = match media[0] {
         b'"' => Some(media),
         b'{' => members(media)
@@ -294,13 +319,14 @@ fn of_media(media: &[u8], chat: &mut Chat) -> Result<(), ApiError> {
         return Err(ApiError::body("messages: media needs a url"));
     };
     let known: [&[u8]; 3] = [b"http://", b"https://", b"data:"];
-    if !known.iter().any(|scheme| url.starts_with(scheme)) {
+    let local = lens.local_media && url.starts_with(b"file://");
+    if !local && !known.iter().any(|scheme| url.starts_with(scheme)) {
         return Err(ApiError::value(
             None,
             "The URL must be either a HTTP, data or file URL.",
         ));
     }
-    chat.hash = hash(chat.hash, &url);
+    chat.hash = mix(chat.hash, content_hash(&url));
     chat.tokens += IMAGE_TOKENS;
     Ok(())
 }

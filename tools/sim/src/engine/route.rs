@@ -80,6 +80,10 @@ pub(crate) fn turn(engine: &Engine, request: &Request, out: &mut Vec<u8>) -> Tur
             if request.head.method == Method::Post =>
         {
             let chat = path.len() > 15;
+            if chat && !engine.options().lmcache.chat {
+                let fixed = json(404, "{\"detail\":\"Not Found\"}");
+                return request.slow(What::Fixed(fixed));
+            }
             match accept(engine, request.head, request.input, request.body, chat) {
                 Ok(job) => return generate(engine, request, job, out),
                 Err(e) => error(&e),
@@ -139,6 +143,7 @@ fn generate(engine: &Engine, request: &Request, mut job: Job, out: &mut Vec<u8>)
         }
         return turn;
     }
+    job.look(engine);
     let loaded = match job.kv {
         KvAsk::Load(source) => job.load(engine, source, true),
         KvAsk::Produce { load: Some(source) } => job.load(engine, source, false),

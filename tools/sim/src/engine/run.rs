@@ -100,6 +100,7 @@ async fn generate(
         // As with any ASGI server the head goes out before the engine has done a thing.
         to.begin(SSE).await?;
     }
+    job.look(engine);
     let loaded = match job.kv {
         KvAsk::Load(source) => load(engine, to, &mut job, source, true).await?,
         KvAsk::Produce { load: Some(source) } => load(engine, to, &mut job, source, false).await?,

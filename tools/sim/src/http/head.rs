@@ -39,6 +39,10 @@ pub(crate) struct Head {
     pub fault_prefill: Span,
     pub fault_decode: Span,
     pub shape: Span,
+    /// `X-data-parallel-rank`
+    pub rank: Span,
+    /// What no engine should be sent: a field meant for a proxy, or an id twice.
+    pub stray: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -120,6 +124,8 @@ pub(crate) fn parse(input: &[u8]) -> Result<Option<Head>, Refused> {
         fault_prefill: (0, 0),
         fault_decode: (0, 0),
         shape: (0, 0),
+        rank: (0, 0),
+        stray: None,
     };
     let mut seen = Seen::default();
     for header in request.headers.iter() {
@@ -150,7 +156,18 @@ fn take(
         11 if is(b"x-sim-fault") => head.fault = place(),
         11 if is(b"x-sim-shape") => head.shape = place(),
         12 if is(b"content-type") => head.json = is_json(value),
-        12 if is(b"x-request-id") => head.request_id = place(),
+        12 if is(b"x-request-id") => {
+            if head.request_id != (0, 0) {
+                head.stray = Some("two X-Request-Id");
+            }
+            head.request_id = place();
+        }
+        15 if is(b"x-prefiller-url") => head.stray = Some("X-Prefiller-Url"),
+        21 if is(b"x-prefiller-host-port") => head.stray = Some("X-Prefiller-Host-Port"),
+        21 if is(b"x-encoder-hosts-ports") => head.stray = Some("X-Encoder-Hosts-Ports"),
+        27 if is(b"x-kv-cache-source-host-port") => {
+            head.stray = Some("X-Kv-Cache-Source-Host-Port");
+        }
         13 if is(b"authorization") => head.authorization = place(),
         14 if is(b"content-length") => {
             seen.lengths += 1;
@@ -163,6 +180,7 @@ fn take(
             }
         }
         18 if is(b"x-sim-fault-decode") => head.fault_decode = place(),
+        20 if is(b"x-data-parallel-rank") => head.rank = place(),
         19 if is(b"x-sim-fault-prefill") => head.fault_prefill = place(),
         _ => {}
     }

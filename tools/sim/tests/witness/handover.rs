@@ -1,5 +1,6 @@
 //! Prefill, hand-over, decode, and the ledger of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pdsim::{EngineOptions, LedgerReport, LoadFailure, Options, Outcome, Role, Sim, Timing};
@@ -379,25 +380,84 @@ fn p_never_hands_over_what_stopped_or_streamed() {
     );
 }
 
-#[test]
-fn a_turn_never_loses_the_kv_of_the_last() {
-    let (sim, p, d, _) = trio(|e| e.bidirectional = e.role == Role::Decode);
+/// The first turn of a conversation at D: its text, and its params as the next P is to get them.
+fn first_turn(p: SocketAddr, d: SocketAddr) -> (String, serde_json::Value) {
     let body = prompt("A");
     let first = params(p, COMPLETIONS, &body);
     let mut stream = with_params(&body, &first);
     stream["stream"] = json!(true);
     let events = call(d, COMPLETIONS, &stream).events();
-    let last: serde_json::Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+    let event = |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let last = event(&events[events.len() - 2]);
     let mut kept = last["kv_transfer_params"].clone();
     kept["do_remote_decode"] = json!(true);
     kept["do_remote_prefill"] = json!(false);
-    let mut next = for_prefill(&prompt("A and more"));
-    next["kv_transfer_params"] = kept;
-    let answer = call(p, COMPLETIONS, &next).json();
+    let words = events[..events.len() - 1].iter().map(event);
+    let words = words.map(|e| e["choices"][0]["text"].as_str().unwrap_or("").to_owned());
+    (words.collect(), kept)
+}
+
+fn next_turn(text: &str, kept: &serde_json::Value) -> serde_json::Value {
+    let mut next = for_prefill(&prompt("A"));
+    let start = next["prompt"].as_str().unwrap().to_owned();
+    next["prompt"] = json!(format!("{start}{text} and more"));
+    next["kv_transfer_params"] = kept.clone();
+    next
+}
+
+#[test]
+fn a_turn_never_loses_the_kv_of_the_last() {
+    let (sim, p, d, _) = trio(|e| e.bidirectional = e.role != Role::Both);
+    let (text, kept) = first_turn(p, d);
+    let answer = call(p, COMPLETIONS, &next_turn(&text, &kept)).json();
     assert!(answer["kv_transfer_params"].is_object());
     let ledger = sim.ledger();
     assert_eq!((ledger.grants, ledger.fetched, ledger.held_now), (3, 2, 1));
     clean(&ledger);
+}
+
+/// What a proxy must not do with the params of a turn, each with the words in which it is told.
+#[test]
+fn a_turn_never_hides_the_kv_of_another_history() {
+    type Spoil = fn(&mut serde_json::Value);
+    let cases: [(&str, Spoil); 4] = [
+        ("KV of another prompt", |next| {
+            next["prompt"] = json!("another story")
+        }),
+        ("at once", |next| {
+            next["kv_transfer_params"]["do_remote_prefill"] = json!(true)
+        }),
+        ("remote_host", |next| {
+            next["kv_transfer_params"]["remote_host"] = json!("elsewhere")
+        }),
+        ("params passed on", |next| {
+            next["kv_transfer_params"]
+                .as_object_mut()
+                .unwrap()
+                .remove("tp_size");
+        }),
+    ];
+    for (words, spoil) in cases {
+        let (sim, p, d, _) = trio(|e| e.bidirectional = e.role != Role::Both);
+        let (text, kept) = first_turn(p, d);
+        let mut next = next_turn(&text, &kept);
+        spoil(&mut next);
+        call(p, COMPLETIONS, &next);
+        let told = sim.ledger().violations;
+        assert!(told.iter().any(|v| v.contains(words)), "{words}: {told:?}");
+    }
+    // A second use, which a real engine answers with wrong text.
+    let (sim, p, d, _) = trio(|e| e.bidirectional = e.role != Role::Both);
+    let (text, kept) = first_turn(p, d);
+    for _ in 0..2 {
+        call(p, COMPLETIONS, &next_turn(&text, &kept));
+    }
+    assert_eq!(sim.ledger().reused, 1);
+    // A D that is another process now.
+    let (sim, p, d, _) = trio(|e| e.bidirectional = e.role != Role::Both);
+    let (text, kept) = first_turn(p, d);
+    sim.kill(1);
+    assert_eq!(call(p, COMPLETIONS, &next_turn(&text, &kept)).status, 500);
 }
 
 #[test]

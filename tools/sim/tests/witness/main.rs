@@ -2,6 +2,7 @@
 
 mod client;
 mod dummies;
+mod encode;
 mod faults;
 mod handover;
 mod http;

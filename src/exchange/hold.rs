@@ -1,0 +1,132 @@
+//! Looking at how an answer begins before the client gets any of it.
+
+use crate::error::{Kind, Stage};
+use crate::metrics::Failure;
+use crate::net::buffer::SMALL;
+use crate::net::sweep::Wait;
+use crate::wire::chunk::ChunkScan;
+use crate::wire::head::Framing;
+use crate::wire::sse;
+
+use super::{Exchange, Opened, Stop};
+
+impl Exchange {
+    /// Reads on until `events` of a stream are here (or the whole of another answer), and gives their payload. All of
+    /// it stays in `opened`, to be relayed.
+    pub async fn hold(&self, opened: &mut Opened, events: usize) -> Result<Vec<u8>, Stop> {
+        let stream = opened.is_good_event_stream();
+        let max = self.config.limits.answer_bytes_max;
+        let guard = self.slot.watch_upstream(opened.lease.stream.fd());
+        let mut ended = false;
+        let result = loop {
+            let (payload, whole) = match begun(opened) {
+                Ok(begun) => begun,
+                Err(what) => break Err((Kind::BadResponse, what)),
+            };
+            if whole || ended || (stream && holds(&payload, events)) {
+                break Ok(payload);
+            }
+            if opened.bytes.len() > max {
+                break Err((
+                    Kind::AnswerTooLarge,
+                    "its answer is too large to be looked at",
+                ));
+            }
+            let wait = self.config.timeouts.between_chunks;
+            self.slot.arm(Wait::BetweenChunks, wait);
+            let mut bytes = std::mem::take(&mut opened.bytes);
+            bytes.reserve(SMALL.max(bytes.len()));
+            let (result, back) = opened.lease.stream.read(bytes).await;
+            opened.bytes = back;
+            self.touch(&opened.picked);
+            match result {
+                Ok(1..) => {}
+                Ok(_) if opened.framing == Framing::Close => ended = true,
+                _ => break Err((Kind::Reset, "its answer was cut short")),
+            }
+        };
+        self.slot.disarm();
+        drop(guard);
+        result.map_err(|(kind, what)| {
+            if let Some(error) = self.ended_at(&opened.picked, Stage::DecodeHead) {
+                return Stop::Error(error);
+            }
+            self.charge_failure(&opened.picked, Failure::Reset);
+            Stop::Again(opened.failed(kind, what))
+        })
+    }
+
+    /// Reads an answer that nobody wants to its end, so that its engine is not cut off. Gives its status.
+    pub async fn read_off(&self, mut opened: Opened) -> Result<u16, Stop> {
+        opened.stage = Stage::Prefill;
+        let status = opened.head.status;
+        let guard = self.slot.watch_upstream(opened.lease.stream.fd());
+        let mut scan = ChunkScan::default();
+        let mut left = match opened.framing {
+            Framing::Length(n) => n,
+            _ => u64::MAX,
+        };
+        let mut bytes = opened.bytes.split_off(opened.head_len);
+        let whole = loop {
+            left = left.saturating_sub(bytes.len() as u64);
+            match opened.framing {
+                Framing::Length(_) if left == 0 => break true,
+                Framing::Chunked => match scan.feed(&bytes, |_| {}) {
+                    Ok(_) if scan.done() => break true,
+                    Ok(_) => {}
+                    Err(_) => break false,
+                },
+                _ => {}
+            }
+            bytes.clear();
+            bytes.reserve(SMALL);
+            self.slot.arm(Wait::Prefill, self.config.timeouts.prefill);
+            let (result, back) = opened.lease.stream.read(bytes).await;
+            bytes = back;
+            match result {
+                Ok(1..) => {}
+                Ok(_) => break opened.framing == Framing::Close,
+                Err(_) => break false,
+            }
+        };
+        self.slot.disarm();
+        drop(guard);
+        if !whole {
+            self.charge_failure(&opened.picked, Failure::Reset);
+            return Err(Stop::Error(
+                opened.failed(Kind::Reset, "its answer was cut short"),
+            ));
+        }
+        let reusable = opened.head.reusable(opened.framing) && opened.framing != Framing::Chunked;
+        if reusable && self.slot.fired().is_none() {
+            opened.lease.finish(self.tools.sweep.clock.coarse_ms());
+        }
+        Ok(status)
+    }
+}
+
+/// What is here of the payload, and whether that is all.
+fn begun(opened: &Opened) -> Result<(Vec<u8>, bool), &'static str> {
+    let rest = &opened.bytes[opened.head_len..];
+    match opened.framing {
+        Framing::Length(n) => Ok((rest.to_vec(), rest.len() as u64 >= n)),
+        Framing::Close => Ok((rest.to_vec(), false)),
+        Framing::Chunked => {
+            let (mut scan, mut payload) = (ChunkScan::default(), Vec::new());
+            let fed = scan.feed(rest, |data| payload.extend_from_slice(data));
+            fed.map_err(|bad| bad.0)?;
+            Ok((payload, scan.done()))
+        }
+    }
+}
+
+fn holds(payload: &[u8], events: usize) -> bool {
+    let mut rest = payload;
+    for _ in 0..events {
+        match sse::event_end(rest, 0) {
+            Some(end) => rest = &rest[end..],
+            None => return false,
+        }
+    }
+    true
+}

@@ -1,0 +1,28 @@
+//! A base64 image of 20 MB goes to its encoder byte by byte, once, and to nobody else.
+
+use std::time::Instant;
+
+use pdsim::EcMode;
+
+use super::{CHAT, engines, epd, url, with_media};
+use crate::handshakes::epd::sha;
+
+#[test]
+fn twenty_megabytes_travel_once() {
+    let rig = epd(engines(1, 1, 1, EcMode::V2), |_| {});
+    let large = format!("data:image/png;base64,{}", "QUJD".repeat(5 << 20));
+    let began = Instant::now();
+    let response = rig.post(CHAT, &with_media(&[&url(&large)], ""));
+    assert_eq!(response.status, 200, "{}", response.text());
+    let took = began.elapsed();
+    let leg = &rig.posts(0)[0];
+    assert!(leg.body.len() > 20 << 20);
+    let text = std::str::from_utf8(&leg.body).unwrap();
+    assert!(text.contains(&large) && text.contains(&sha(&large)));
+    for engine in [1, 2] {
+        let leg = &rig.posts(engine)[0];
+        assert!(leg.body.len() < 4096, "{}", leg.body.len());
+    }
+    // Bounded by what a loaded machine needs to move it, unoptimised.
+    assert!(took.as_secs() < 20, "{took:?}");
+}
