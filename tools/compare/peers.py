@@ -113,9 +113,7 @@ class Run:
         cells = [cell for cell in group.cells if self.wanted(cell.name) and (cell.quick or not self.args.quick)]
         if not cells or self.late():
             return
-        slow = any(cell.for_slow for cell in cells)
-        shards = any(cell.two_shards for cell in cells)
-        kinds = [kind for kind in self.kinds if (slow or not kind.slow) and (shards or kind is not peer.TwoShards)]
+        kinds = [kind for kind in self.kinds if any(load.asked(cell, kind) for cell in cells)]
         engines, found = self.start(group.engines, kinds)
         # Wrong answers do not get faster with the engines' pace: once is enough, if it is with all peers.
         found = self.check(found)
@@ -127,7 +125,7 @@ class Run:
                 # Everybody is first in some round.
                 turn = number % len(found)
                 for one in found[turn:] + found[:turn]:
-                    if one.slow and not cell.for_slow or isinstance(one, peer.TwoShards) and not cell.two_shards:
+                    if not load.asked(cell, one):
                         continue
                     row = load.measure(self.lab, one, cell, self.args.seconds)
                     where = {"group": group.name, "cell": cell.name, "unit": cell.unit, "peer": one.name, "round": number}
@@ -165,7 +163,8 @@ class Run:
             return
         kinds = [kind for kind in self.kinds if kind not in (peer.TwoShards, peer.TwoNginx, peer.TwoHaproxy)]
         engines, found = self.start(["--decode-tick-ms", 5], kinds)
-        for number in range(min(self.args.rounds, 2)):
+        # Each takes many seconds, most of them to start Python.
+        for number in range(max(1, self.args.rounds // 3)):
             for one in found:
                 if self.late():
                     break
@@ -191,8 +190,8 @@ def main():
             run.say("WARNING  this machine is busy: believe ratios of one run, and no absolute figure")
         for group in load.groups():
             run.group(group)
-        run.bench()
         run.idle()
+        run.bench()
     result = {
         "command": "tools/compare/peers.py " + shlex.join(sys.argv[1:]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

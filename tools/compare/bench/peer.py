@@ -49,7 +49,7 @@ backend engine
 class Peer:
     """One that runs. `hops`: legs per request; `stages`: does it do prefill and decode?"""
 
-    name, hops, stages, slow = "?", 1, False, False
+    name, hops, stages, slow, shards = "?", 1, False, False, 1
 
     def __init__(self, lab, engines, port):
         self.lab, self.engines, self.port, self.processes = lab, engines, port, []
@@ -137,7 +137,6 @@ class Direct(Peer):
 
 class Pdrelay(Peer):
     name, hops, stages = "pdrelay", 2, True
-    shards = 1
 
     def start(self):
         cpus = sorted(self.lab.proxy_cpus)[: self.shards]
