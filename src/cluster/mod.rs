@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::epd::Consumer;
-use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role};
+use crate::config::{Address, CircuitBreaker, Config, InstanceConfig, Role, Url};
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::net::stream::Target;
 use crate::net::tls::Trust;
@@ -148,7 +148,7 @@ impl Instance {
             removing: AtomicU32::new(0),
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
-            targets: Published::new(names::literal(&one.address)),
+            targets: Published::new(literal(&one.address)),
             metrics: metrics.instance(one.role.name(), &name),
             trust: OnceLock::new(),
             met: Mutex::default(),
@@ -398,5 +398,17 @@ impl Cluster {
         self.members(scope, role)
             .iter()
             .any(|i| !i.draining() && i.in_standing(now_ms))
+    }
+}
+
+/// Where an address is that needs no looking up (see `names`); else nothing.
+pub fn literal(address: &Address) -> Vec<Target> {
+    match address {
+        Address::Unix(path) => vec![Target::Unix(path.clone())],
+        Address::Tcp { host, port } | Address::Url(Url { host, port, .. }) => {
+            let ip: Result<std::net::IpAddr, _> = host.parse();
+            ip.map(|ip| vec![Target::Tcp((ip, *port).into())])
+                .unwrap_or_default()
+        }
     }
 }

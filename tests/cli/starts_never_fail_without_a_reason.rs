@@ -109,3 +109,27 @@ fn backends_that_never_come_end_the_process() {
     let heartbeat = "Node heartbeat | mode=disaggregated | P=0/1 online | D=0/1 online";
     assert!(ran.err.contains(heartbeat), "{}", ran.err);
 }
+
+/// Its load would be counted in two places. (Where names lead is known at the start at the earliest: no mistake
+/// of the file.)
+#[test]
+fn one_engine_by_two_names_is_pointed_out() {
+    let port = free_port().to_string();
+    let args = ["serve", "--host", "127.0.0.1", "--port", &port];
+    let decode = ["--decode", "127.0.0.1:2", "localhost:2", "localhost:3"];
+    let args = [&args[..], &["--prefill", "127.0.0.1:1"], &decode].concat();
+    let mut program = super::Program::of(super::command(&args).spawn().unwrap());
+    crate::support::eventually("it serves", || {
+        program.err.so_far().contains(&format!(":{port}\n"))
+    });
+    program.signal(libc::SIGTERM);
+    assert_eq!(program.wait().code(), Some(143));
+    let said = program.err.text();
+    let pointed: Vec<_> = said
+        .lines()
+        .filter(|l| l.contains("by another name"))
+        .collect();
+    assert_eq!(pointed.len(), 1, "{said}");
+    let warning = "decode localhost:2 is decode 127.0.0.1:2 by another name: list it once";
+    assert!(pointed[0].contains(warning), "{said}");
+}

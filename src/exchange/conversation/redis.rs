@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{Entry, Found, Key, Store, Taking, Tools, hex};
-use crate::cluster::names::{literal, resolve};
+use crate::cluster::literal;
+use crate::cluster::names::resolve;
 use crate::config::RedisAddress;
 use crate::log;
 use crate::metrics::{Conversation, Counter};

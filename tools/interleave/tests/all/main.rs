@@ -34,7 +34,7 @@ mod cluster {
         source!("models.rs");
     }
     /// Nothing of it is shared while it changes.
-    pub use pdrelay::cluster::{names, ring};
+    pub use pdrelay::cluster::ring;
     source!("cluster.rs");
 
     /// Instances as a cluster would make them. What loom does not watch is made once, outside of it: the
