@@ -75,15 +75,15 @@ class Run:
     def wanted(self, name):
         return not self.args.only or self.args.only in name
 
-    def start(self, flags, kinds):
-        engines = Engines(self.lab, self.lab.base, flags)
+    def start(self, flags, kinds, apart=False):
+        engines = Engines(self.lab, self.lab.base, flags, apart)
         found = []
         # Ports move on, so that nothing of the group before is in the way.
         for kind in kinds:
             self.next_port = self.lab.base + 10 + (self.next_port - self.lab.base - 6) % 180
             one = kind(self.lab, engines, self.next_port)
             found.append(one)
-            self.result["peers"].setdefault(one.name, {"version": one.version(), "flags": one.flags, "hops": one.hops})
+            self.result["peers"].setdefault(one.name, {"version": one.version(), "flags": one.flags, "hops": one.hops, "stages": one.stages})
         self.say(f"started: {', '.join(one.name for one in found)}")
         return engines, found
 
@@ -113,9 +113,7 @@ class Run:
         cells = [cell for cell in group.cells if self.wanted(cell.name) and (cell.quick or not self.args.quick)]
         if not cells or self.late():
             return
-        slow = any(cell.for_slow for cell in cells)
-        shards = any(cell.two_shards for cell in cells)
-        kinds = [kind for kind in self.kinds if (slow or not kind.slow) and (shards or kind is not peer.TwoShards)]
+        kinds = [kind for kind in self.kinds if any(load.asked(cell, kind) for cell in cells)]
         engines, found = self.start(group.engines, kinds)
         # Wrong answers do not get faster with the engines' pace: once is enough, if it is with all peers.
         found = self.check(found)
@@ -127,7 +125,7 @@ class Run:
                 # Everybody is first in some round.
                 turn = number % len(found)
                 for one in found[turn:] + found[:turn]:
-                    if one.slow and not cell.for_slow or isinstance(one, peer.TwoShards) and not cell.two_shards:
+                    if not load.asked(cell, one):
                         continue
                     row = load.measure(self.lab, one, cell, self.args.seconds)
                     where = {"group": group.name, "cell": cell.name, "unit": cell.unit, "peer": one.name, "round": number}
@@ -151,7 +149,7 @@ class Run:
         for kind in self.kinds:
             if kind in (peer.Direct, peer.TwoShards, peer.TwoNginx, peer.TwoHaproxy) or self.late():
                 continue
-            engines, found = self.start(["--decode-tick-ms", 3_600_000], [kind])
+            engines, found = self.start(["--decode-tick-ms", 3_600_000], [kind], apart=True)
             time.sleep(1)
             row = load.idle(self.lab, found[0], most if not kind.slow else min(most, 400))
             self.result["idle"].append({"peer": kind.name, **row})
@@ -165,7 +163,8 @@ class Run:
             return
         kinds = [kind for kind in self.kinds if kind not in (peer.TwoShards, peer.TwoNginx, peer.TwoHaproxy)]
         engines, found = self.start(["--decode-tick-ms", 5], kinds)
-        for number in range(min(self.args.rounds, 2)):
+        # Each takes many seconds, most of them to start Python.
+        for number in range(max(1, self.args.rounds // 3)):
             for one in found:
                 if self.late():
                     break
@@ -191,8 +190,8 @@ def main():
             run.say("WARNING  this machine is busy: believe ratios of one run, and no absolute figure")
         for group in load.groups():
             run.group(group)
-        run.bench()
         run.idle()
+        run.bench()
     result = {
         "command": "tools/compare/peers.py " + shlex.join(sys.argv[1:]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

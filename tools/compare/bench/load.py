@@ -26,8 +26,9 @@ class Cell:
     # Are slow proxies asked, too?
     for_slow: bool = False
     quick: bool = False
-    hops: tuple = (0, 1, 2)
+    # Is pdrelay asked with two shards, too, and are nginx and HAProxy twice in a row?
     two_shards: bool = False
+    twice: bool = False
     peak: bool = False
 
 
@@ -46,12 +47,21 @@ def stream(tokens, *more):
     return ["--stream", "--max-tokens", tokens, "--prompt-bytes", KB, *more]
 
 
+def asked(cell, peer):
+    """Is this peer measured under this load?"""
+    if peer.slow:
+        return cell.for_slow
+    if peer.shards > 1:
+        return cell.two_shards
+    return cell.twice or peer.stages or peer.hops < 2
+
+
 def groups():
     image = ["--endpoint", "chat", "--image-bytes", 3 * MB]
     instant = [
-        Cell("1 KB, c=1", "request", 1, whole(KB), for_slow=True),
-        Cell("1 KB, c=64", "request", 64, whole(KB), for_slow=True, quick=True, two_shards=True),
-        Cell("1 KB, c=512", "request", 512, whole(KB), for_slow=True, two_shards=True),
+        Cell("1 KB, c=1", "request", 1, whole(KB)),
+        Cell("1 KB, c=64", "request", 64, whole(KB), for_slow=True, quick=True, two_shards=True, twice=True),
+        Cell("1 KB, c=512", "request", 512, whole(KB), for_slow=True, two_shards=True, twice=True),
         Cell("1 KB, c=2000", "request", 2000, whole(KB), warmup=0.6),
         Cell("100 KB, c=64", "request", 64, whole(100 * KB)),
         Cell("4 MB text, c=4", "request", 4, whole(4 * MB), peak=True),
@@ -62,7 +72,7 @@ def groups():
     def streams(name, tick, count, tokens, **more):
         flags = ["--decode-tick-ms", tick]
         base = Cell(f"{count} streams at {tick} ms", "chunk", count, stream(tokens), **more)
-        alone = Cell(**{**base.__dict__, "name": base.name + ", staggered", "quick": False})
+        alone = Cell(**{**base.__dict__, "name": base.name + ", staggered", "quick": False, "for_slow": False})
         lock = Cell(**{**base.__dict__, "name": base.name + ", lockstep"})
         return [Group(f"{name}, lockstep", flags, [lock]), Group(f"{name}, staggered", [*flags, "--stagger"], [alone])]
 
@@ -126,7 +136,7 @@ def figures(report, cell):
 
 
 def idle(lab, peer, streams):
-    """Resident memory per stream that has had its first token and now waits for the next."""
+    """Resident memory per stream that has been answered and waits for a token."""
     rest = peer.rss_kib()
     rate = 800 if not peer.slow else 40
     ramp = streams / rate

@@ -49,7 +49,7 @@ backend engine
 class Peer:
     """One that runs. `hops`: legs per request; `stages`: does it do prefill and decode?"""
 
-    name, hops, stages, slow = "?", 1, False, False
+    name, hops, stages, slow, shards = "?", 1, False, False, 1
 
     def __init__(self, lab, engines, port):
         self.lab, self.engines, self.port, self.processes = lab, engines, port, []
@@ -103,9 +103,10 @@ class Peer:
             try:
                 link.request("POST", "/v1/completions", body, {"content-type": "application/json", "connection": "close"})
                 answer = link.getresponse()
-                last = f"{answer.status} {answer.readline()[:200]}"
+                # The head is enough: an engine's next token may be an hour away.
                 if answer.status == 200:
                     return
+                last = f"{answer.status} {answer.read()[:200]}"
             except OSError as error:
                 last = repr(error)
             finally:
@@ -136,7 +137,6 @@ class Direct(Peer):
 
 class Pdrelay(Peer):
     name, hops, stages = "pdrelay", 2, True
-    shards = 1
 
     def start(self):
         cpus = sorted(self.lab.proxy_cpus)[: self.shards]

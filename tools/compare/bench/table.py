@@ -225,8 +225,9 @@ def added(rows, cell, others, what, part):
 
 def flags(name, peer):
     does = "one hop to D" if peer["hops"] == 1 else "two hops in a row, to D"
-    if peer.get("asks_prefill"):
-        does = "asks P, then D with P's KV" if peer["hands_kv_over"] else "asks P and D, hands no KV over"
+    if peer["stages"]:
+        # As its answers showed, where they were checked.
+        does = "asks P and D, hands no KV over" if peer.get("hands_kv_over") is False else "asks P, then D with P's KV"
     return f"* {name} {peer['version']} ({does}): `{peer['flags']}`"
 
 
