@@ -70,8 +70,8 @@ pub struct Leg {
 }
 
 /// How long a P whose client has left may go on before it is half-closed, and then take to answer after
-/// all. This is also the most of its time that a departed client can cost.
-const LET_FINISH_MAX: Duration = Duration::from_secs(2);
+/// all. Such a client's KV is to be free 2 s after it left, and the abort itself takes time, too.
+const LET_FINISH_MAX: Duration = Duration::from_millis(1_500);
 
 impl Leg {
     pub fn new(stage: Stage) -> Leg {

@@ -222,7 +222,7 @@ fn judge(ask: &Ask, response: &Response) -> Option<String> {
     let right = pdsim::expected(pdsim::prompt_hash(&ask.prompt), 0, ask.tokens);
     let text = response.text();
     let status = response.status;
-    let whole = response.complete && !(status == 200 && ask.until_close && cut(ask, &text));
+    let whole = response.complete && !(ask.until_close && cut(ask, status, &text));
     match (status, whole) {
         (200, true) if ask.stream => {
             let said = generated(&text);
@@ -267,9 +267,9 @@ fn judge(ask: &Ask, response: &Response) -> Option<String> {
     }
 }
 
-/// Does the answer lack its end?
-fn cut(ask: &Ask, text: &str) -> bool {
-    match ask.stream {
+/// Does the answer lack its end? Errors are JSON, streamed or not.
+fn cut(ask: &Ask, status: u16, text: &str) -> bool {
+    match ask.stream && status == 200 {
         true => !text.contains("[DONE]"),
         false => !text.ends_with('}'),
     }

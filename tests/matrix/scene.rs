@@ -424,7 +424,7 @@ fn pace(engine: &mut EngineOptions, handshake: &str, what: What, stage: Stage) {
     let prefills = engine.role == pdsim::Role::Prefill;
     let ms = Duration::from_millis;
     match (what, stage) {
-        // 12 tokens, 4 s: a prefill that ends within 2 s is let finish.
+        // 12 tokens, 4 s: a prefill that ends within 1.5 s is let finish.
         (What::ClientGone, Stage::Prefill) if prefills => {
             engine.timing.prefill_tokens_per_s = 3.0;
         }

@@ -396,31 +396,44 @@ def pairs():
     relay.stop()
 
 
-def serves_again(relay, tag, base, role):
-    """Restarts; the engine must be given a request and answer it within 2 s of its /health."""
-    name = base.removeprefix("http://")
+def serves_again(relay, tag, base, role, through=()):
+    """Restarts; the engine must be given a request and answer it within 2 s of its /health. Forwarders before P
+    and D, if any, tell how much of that was the engines' own."""
+    forwarder = through[role - 1] if through else None
+    name = (forwarder.url if through else base).removeprefix("http://")
     before = len(relay.access())
     health, process = restart(tag, base)
+    if forwarder:
+        forwarder.up()
 
     def served():
         post(relay.url, COMPLETIONS, completion())
-        return [line for line in relay.access()[before:] if line[role] == name and line[0] == 200 and line[4] == "ok"]
+        lines = relay.access()[before:]
+        # Lines come late, also of what had begun before the kill.
+        return [line for line in lines if line[role] == name and line[0] == 200 and line[4] == "ok" and began(line[5]) > health - 5]
 
-    # What had begun on it before the kill ended before it was up: `before` is taken after the kill.
     until(30, served)
     first = (served() or [None])[0]
     process.wait()
     seconds = ended(first[5]) - health if first else 99
     spans = first and " ".join(re.findall(r"(?:prefill|decode_head|total)_ms=\S+", first[5]))
     refused = sum(line[0] != 200 and ended(line[5]) > health for line in relay.access()[before:])
-    expect(f"{tag} restarted: serves again within 2 s of its /health", seconds <= 2,
-           f"after {seconds:.2f} s, {refused} refused before; the first: {spans}")
+    told = f"after {seconds:.2f} s, {refused} refused before; the first: {spans}"
+    if first and through:
+        own = [sum(out - into for into, out in one.spans if began(first[5]) <= into and out <= ended(first[5]) + 0.002) for one in through]
+        rest = ended(first[5]) - began(first[5]) - sum(own)
+        told += f"; by forwarders, P took {own[0]:.3f} s and D {own[1]:.3f} s of it; the rest, {rest:.3f} s, is pdrelay's and the forwarders'"
+    expect(f"{tag} restarted: serves again within 2 s of its /health", seconds <= 2, told)
+
+
+def began(line):
+    """When the request of an access line came."""
+    return datetime.datetime.fromisoformat(line.split(" ", 1)[0].replace("Z", "+00:00")).timestamp()
 
 
 def ended(line):
-    """When the request of an access line was answered."""
-    began = datetime.datetime.fromisoformat(line.split(" ", 1)[0].replace("Z", "+00:00")).timestamp()
-    return began + float(re.search(r" total_ms=(\S+)", line)[1]) / 1000
+    """When it was answered."""
+    return began(line) + float(re.search(r" total_ms=(\S+)", line)[1]) / 1000
 
 
 def by_hand():
@@ -437,7 +450,8 @@ def by_hand():
 
 def returns():
     """As the end of `deaths`, next to the same hand-over without pdrelay: what of it is the engine's own."""
-    relay = Relay([P], [D], 24053, "relay-returns.log")
+    through = Forwarder(P), Forwarder(D)
+    relay = Relay([through[0].url], [through[1].url], 24053, "relay-returns.log")
     post(relay.url, COMPLETIONS, completion())
     for tag, base, role in (("d0", D, 2), ("p0", P, 1)):
         for _ in range(int(E("ROUNDS", 2))):
@@ -448,8 +462,9 @@ def returns():
             process.wait()
             print("  and again: P {:.2f} s, D {:.2f} s".format(*by_hand()), flush=True)
             engines_do("crash", tag)
+            through[role - 1].down()
             post(relay.url, COMPLETIONS, completion())
-            serves_again(relay, tag, base, role)
+            serves_again(relay, tag, base, role, through)
     relay.stop()
 
 

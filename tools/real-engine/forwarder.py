@@ -118,6 +118,7 @@ class Forwarder:
         self.asked = threading.Event()  # a POST went in (at `asked_at`)
         self.answered = threading.Event()  # the first byte of its answer came out
         self.asked_at = self.answered_at = 0.0
+        self.spans = []  # of all POSTs: asked and answered at
         self.on_answer = None  # called before that byte is passed on
         self.hold_request = self.hold_answer = 0.0  # seconds
         self.listener = None
@@ -176,6 +177,7 @@ class Forwarder:
                 elif not asking and shared["post"]:
                     shared["post"] = False
                     self.answered_at = time.time()
+                    self.spans.append((self.asked_at, self.answered_at))
                     if self.on_answer:
                         self.on_answer()
                     self.answered.set()

