@@ -130,6 +130,7 @@ fn threads() {
 
 fn instances(count: usize) -> Vec<Arc<Instance>> {
     let one = |i: usize| InstanceConfig {
+        consumer: Default::default(),
         address: Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8100),
         role: Role::Decode,
         weight: 1.0,
