@@ -131,11 +131,11 @@ impl Spent {
 fn config(addresses: &[SocketAddr]) -> Config {
     pdrelay::log::set_level(pdrelay::log::Level::Error);
     let roles = [Role::Prefill, Role::Decode];
-    let one = |(role, address): (&Role, &SocketAddr)| InstanceConfig {
-        address: Address::tcp(address.ip().to_string(), address.port()),
-        role: *role,
-        weight: 1.0,
-        model: String::new(),
+    let one = |(role, address): (&Role, &SocketAddr)| {
+        InstanceConfig::new(
+            Address::tcp(address.ip().to_string(), address.port()),
+            *role,
+        )
     };
     let mut config = Config {
         host: "127.0.0.1".into(),

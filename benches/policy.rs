@@ -129,11 +129,9 @@ fn threads() {
 }
 
 fn instances(count: usize) -> Vec<Arc<Instance>> {
-    let one = |i: usize| InstanceConfig {
-        address: Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8100),
-        role: Role::Decode,
-        weight: 1.0,
-        model: String::new(),
+    let one = |i: usize| {
+        let address = Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8100);
+        InstanceConfig::new(address, Role::Decode)
     };
     let config = Config {
         instances: (0..count).map(one).collect(),

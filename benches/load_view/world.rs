@@ -276,11 +276,11 @@ impl Facts for Picks<'_> {
 }
 
 fn instances(scene: &Scene) -> Vec<Arc<Instance>> {
-    let one = |i: usize| InstanceConfig {
-        address: Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8000),
-        role: scene.role,
-        weight: 1.0,
-        model: String::new(),
+    let one = |i: usize| {
+        InstanceConfig::new(
+            Address::tcp(format!("10.0.{}.{}", i / 256, i % 256), 8000),
+            scene.role,
+        )
     };
     let config = Config {
         instances: (0..scene.instances).map(one).collect(),
