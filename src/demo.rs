@@ -6,16 +6,25 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::cli::DemoArgs;
+use crate::config::lmcache::Lmcache;
 use crate::config::{Address, Config, Cores, InstanceConfig, Role};
 use crate::server::Server;
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{HeadScan, ResponseHead};
+use crate::wire::lmcache::Receiver;
 use crate::{handshake, log, signal};
 
 /// Slow enough to watch: about what a small model does on one GPU.
 const PREFILL_TOKENS_PER_S: f64 = 20_000.0;
 const DECODE_TICK: Duration = Duration::from_millis(20);
 const MODEL: &str = "demo";
+/// What the simulator cannot stand in for.
+const BOOTSTRAPPED: &str = "mooncake";
+/// Its prefill workers are told where decode's listen, and tell the proxy when they are done.
+const NOTIFIED: &str = "lmcache";
+/// The simulated decode workers' ports. Only their names are used: nothing listens there.
+const INIT_PORT: u16 = 8300;
+const ALLOC_PORT: u16 = 8400;
 
 /// The simulator alone, with its own command line.
 pub fn sim(args: Vec<std::ffi::OsString>) -> ExitCode {
@@ -40,6 +49,10 @@ fn demo(args: &DemoArgs) -> Result<ExitCode, String> {
             handshake::names().join(", ")
         )
     })?;
+    if spec.name == BOOTSTRAPPED {
+        let what = "the simulated engines have no bootstrap server, which it asks for engine ids";
+        return Err(format!("{BOOTSTRAPPED} has no demo: {what}"));
+    }
     let signals = signal::block();
     let level = if args.once {
         log::Level::Warning
@@ -53,9 +66,13 @@ fn demo(args: &DemoArgs) -> Result<ExitCode, String> {
     };
     let _log = log::start(options).map_err(|e| format!("the log cannot start: {e}"))?;
     let engines = engines(args, spec);
-    let sim = pdsim::Sim::start(simulator(&engines)).map_err(|e| format!("simulator: {e}"))?;
+    let sim = pdsim::Sim::start(simulator(args, &engines));
+    let sim = sim.map_err(|e| format!("simulator: {e}"))?;
     let server =
         Server::start(config(args, &engines, sim.addresses())).map_err(|e| e.to_string())?;
+    if let Some(address) = server.notices() {
+        sim.notices_to(address);
+    }
     for (role, address) in engines.iter().zip(sim.addresses()) {
         println!("simulated {:<10} {address}", role.name());
     }
@@ -96,8 +113,8 @@ fn engines(args: &DemoArgs, spec: &handshake::Spec) -> Vec<Role> {
     roles
 }
 
-fn simulator(roles: &[Role]) -> pdsim::Options {
-    let engines = roles.iter().map(|role| {
+fn simulator(args: &DemoArgs, roles: &[Role]) -> pdsim::Options {
+    let engines = roles.iter().enumerate().map(|(i, role)| {
         let mut engine = pdsim::EngineOptions::new(match role {
             Role::Encode => pdsim::Role::Encode,
             Role::Prefill => pdsim::Role::Prefill,
@@ -107,6 +124,12 @@ fn simulator(roles: &[Role]) -> pdsim::Options {
         engine.model = MODEL.into();
         if roles.contains(&Role::Encode) {
             engine.ec = pdsim::EcMode::V2;
+        }
+        if args.handshake == NOTIFIED {
+            engine.kv = pdsim::KvMode::Lmcache;
+            engine.lmcache.ranks = 1;
+            engine.lmcache.init_ports = vec![INIT_PORT + i as u16];
+            engine.lmcache.alloc_ports = vec![ALLOC_PORT + i as u16];
         }
         engine.timing.prefill_tokens_per_s = PREFILL_TOKENS_PER_S;
         engine.timing.decode_tick = DECODE_TICK;
@@ -125,7 +148,26 @@ fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
         InstanceConfig::new(address, *role)
     });
     let cpus = args.cpus.as_ref().map(|list| list.0.clone());
+    let mut lmcache = Lmcache::default();
+    if args.handshake == NOTIFIED {
+        lmcache.port = 0;
+        let receivers = roles.iter().zip(addresses).enumerate();
+        lmcache.receivers = receivers
+            .filter(|(_, (role, _))| **role == Role::Decode)
+            .map(|(i, (_, address))| {
+                let receiver = Receiver {
+                    host: address.ip().to_string(),
+                    init_ports: vec![INIT_PORT + i as u16],
+                    alloc_ports: vec![ALLOC_PORT + i as u16],
+                    query_ports: Vec::new(),
+                };
+                let place = Address::tcp(address.ip().to_string(), address.port());
+                (place, receiver)
+            })
+            .collect();
+    }
     Config {
+        lmcache,
         model: MODEL.into(),
         host: "127.0.0.1".into(),
         port: args.port,

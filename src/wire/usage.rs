@@ -134,7 +134,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn streams_are_corrected_however_they_are_cut(cuts in proptest::collection::vec(0usize..400, 0..12)) {
+        fn streams_are_corrected_however_they_are_cut(
+            cuts in proptest::collection::vec(0usize..400, 0..12),
+        ) {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(STREAM.len())).collect();
             cuts.extend([0, STREAM.len()]);
             cuts.sort_unstable();
