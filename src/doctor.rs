@@ -1,6 +1,6 @@
 //! `pdrelay doctor`: what this machine would give a server, and what to change before one is started.
 //!
-//! Everything is read, nothing is set. What is read from `/sys` and `/proc` comes through a [`Tree`], so that
+//! Everything is read, nothing is set. What is read from `/sys` and `/proc` comes through a `Tree`, so that
 //! machines which nobody here owns can be put before it.
 
 use std::fmt::{self, Display, Formatter, Write};

@@ -2,7 +2,7 @@
 //!
 //! * **For:** who may be named in a header, by address, by name, and by the ports that the pool serves on.
 //! * **Must never:** forget what it knew because the API is away for a while, nor admit anybody before it knows.
-//! * **To extend:** another resource is another path and another shape in [`object`].
+//! * **To extend:** another resource is another path and another shape in `object`.
 //!
 //! A thread of its own, with blocking calls: there is one watch, and nobody waits for it.
 
