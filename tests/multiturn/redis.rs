@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::eventually;
 
+/// Not where the engines of other tests are: a proxy that tries to reach a store that is gone must not find one
+/// of those on its port.
+const HOST: &str = "127.0.0.2";
+
 /// How ours behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
@@ -47,7 +51,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn start(mood: Mood) -> Fake {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind((HOST, 0)).unwrap();
         let fake = Fake {
             address: listener.local_addr().unwrap(),
             kept: Arc::default(),
@@ -196,7 +200,7 @@ pub struct Real {
 impl Real {
     /// `None`: it is not installed here (`tools/redis/install.sh` does that).
     pub fn start(args: &[&str]) -> Option<Real> {
-        let number = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = TcpListener::bind((HOST, 0)).unwrap();
         let port = number.local_addr().unwrap().port();
         drop(number);
         let folder =
@@ -223,12 +227,12 @@ impl Real {
 
     fn wait(&self) {
         eventually("redis-server listens", || {
-            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            TcpStream::connect((HOST, self.port)).is_ok()
         });
     }
 
     pub fn url(&self, login: &str) -> String {
-        format!("redis://{login}127.0.0.1:{}/3", self.port)
+        format!("redis://{login}{HOST}:{}/3", self.port)
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -249,7 +253,7 @@ impl Real {
 
 fn launch(folder: &Path, port: u16, args: &[String]) -> std::io::Result<Child> {
     Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--port", &port.to_string(), "--bind", HOST])
         .args(["--save", "", "--appendonly", "no", "--dir"])
         .arg(folder)
         .arg("--unixsocket")

@@ -42,6 +42,10 @@ pub fn receivers(config: &mut Config, engines: &[EngineOptions]) {
     }
 }
 
+/// Not where the engines of other tests are: a sender that looks for a proxy that is gone must not find one of
+/// those on its port.
+pub const NOTICES_HOST: &str = "127.0.0.2";
+
 /// The rig most tests want.
 pub fn rig(p: usize, d: usize, ranks: u32) -> Rig {
     rig_with(engines(p, d, ranks), |_| {})
@@ -55,6 +59,7 @@ pub fn rig_with(engines: Vec<EngineOptions>, change: impl FnOnce(&mut Config)) -
     };
     let sim = Sim::start(options).expect("the simulator starts");
     let mut config = config("lmcache", &roles, sim.addresses());
+    config.lmcache.host = NOTICES_HOST.into();
     config.lmcache.port = 0;
     receivers(&mut config, &engines);
     change(&mut config);

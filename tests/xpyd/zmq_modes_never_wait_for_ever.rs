@@ -49,6 +49,7 @@ fn rig(first: &str) -> Rig {
     let mut config = read(&text).unwrap();
     config.host = "127.0.0.1".into();
     config.port = 0;
+    config.lmcache.host = crate::support::lmcache::NOTICES_HOST.into();
     config.lmcache.port = 0;
     config.cores.shards = Some(2);
     let server = Server::start(config).unwrap();
