@@ -79,11 +79,14 @@ const STRIPES: usize = 64;
 
 /// A map that all threads share, for few and short accesses. Bounded, and what nobody takes out expires.
 pub struct Striped<K, V> {
-    stripes: Box<[CachePadded<Mutex<Stripe<K, V>>>]>,
+    stripes: Box<[Lane<K, V>]>,
     hasher: RandomState,
     each_max: usize,
     keep: Duration,
 }
+
+/// On lines of its own, so that one's lock does not slow another.
+type Lane<K, V> = CachePadded<Mutex<Stripe<K, V>>>;
 
 struct Stripe<K, V> {
     values: HashMap<K, Stored<V>>,
@@ -147,7 +150,7 @@ impl<K: Hash + Eq + Clone, V> Striped<K, V> {
     }
 
     pub fn len(&self) -> usize {
-        let of = |stripe: &CachePadded<Mutex<Stripe<K, V>>>| {
+        let of = |stripe: &Lane<K, V>| {
             stripe
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

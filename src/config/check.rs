@@ -376,6 +376,10 @@ fn check_sidecar(config: &Config, report: &mut Report) {
         );
         report.problem("handshake", message, "use nixl, or remove sidecar");
     }
+    if config.first_token_source == FirstTokenSource::Prefill {
+        let message = "beside an engine the first token is always decode's";
+        report.problem("first_token_source", message, "remove it");
+    }
     if config.instances.len() > 1024 {
         let message = "a sidecar has at most 1024 decode instances, one per rank";
         report.problem("decode", message, "list the engine next to it");

@@ -97,6 +97,10 @@ pub(super) fn check(config: &Config, key: &str, report: &mut Report) {
     if !used(config) || lmcache.variant != Variant::Notified {
         return;
     }
+    // A mode without its section was said.
+    if !report.is_sound("disaggregated_mode") {
+        return;
+    }
     if !report.is_sound(key) || !report.is_sound("decode") || !report.is_sound("instances") {
         return;
     }

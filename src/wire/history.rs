@@ -113,7 +113,7 @@ impl<'a> Asked<'a> {
             _ => return None,
         };
         let set = |key: &&str| !matches!(object.get(body, key), None | Some(b"false" | b"null"));
-        if UNREPEATABLE.iter().any(|key| set(&key)) {
+        if UNREPEATABLE.iter().any(set) {
             return None;
         }
         Some(Asked {

@@ -86,11 +86,11 @@ const DECODE_FIRST: [&str; 10] = [
 
 /// May D go on from P's token as if that were the prompt's last?
 pub fn continues(body: &[u8], object: &Object, prompts: usize, chat: bool) -> Option<Ask> {
-    let plain = |key: &&str| {
+    let plain = |key: &str| {
         let value = object.get(body, key).unwrap_or(b"null");
         matches!(value, b"null" | b"0" | b"0.0" | br#"{"type":"text"}"#)
     };
-    Ask::of_any(body, object, prompts, chat).filter(|_| DECODE_FIRST.iter().all(|k| plain(&k)))
+    Ask::of_any(body, object, prompts, chat).filter(|_| DECODE_FIRST.iter().all(|k| plain(k)))
 }
 
 /// Members of a chat that the completions path has no use for.

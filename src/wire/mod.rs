@@ -1,6 +1,7 @@
 //! Floor 0: bytes to values and back. Nothing here does I/O, reads a clock or knows an instance.
 //!
-//! * **For:** HTTP/1.1 heads and chunks, the JSON top-level index and splice, OpenAI bodies, SSE events, ZMTP and MessagePack.
+//! * **For:** HTTP/1.1 heads and chunks, the JSON top-level index and splice, OpenAI bodies, SSE events,
+//!   ZMTP and MessagePack.
 //! * **Must never:** allocate per relayed chunk, parse a client's body into a tree, or guess: what is
 //!   ambiguous between two HTTP implementations is an error here, because guessing is how requests are
 //!   smuggled.

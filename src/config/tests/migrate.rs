@@ -44,7 +44,7 @@ fn a_migrated_file_means_the_same() {
         "circuit_breaker: {timeout_duration_seconds: 0.3333, window_duration_seconds: 90}\n",
         "limits: {body_bytes_max: 1MiB}\ntimeouts: {prefill: 450s}\ncpus: 0-2\nforward: [/x, /y/*]\n",
         "disaggregated_mode: zmq\nzmq: {port: 7, host: '::1', notification_timeout_seconds: 2, receivers: \
-         {'10.0.0.3:8200': {host: x, init_ports: [1, 2], alloc_ports: [3, 4]}, '10.0.0.3:8201': {host: x, \
+         {'10.0.0.2:8200': {host: x, init_ports: [1, 2], alloc_ports: [3, 4]}, '10.0.0.3:8201': {host: x, \
          init_ports: [5], alloc_ports: [6]}, '10.0.0.4:8200': {host: y, init_ports: [5], alloc_ports: [6], \
          query_ports: [7]}, '10.0.0.4:8201': {host: z, init_ports: [5], alloc_ports: [6]}}}\n",
         "lmcache: {variant: plain, chat: render, handoff_id: true, bound_by: X-User, short_prompt: 0, \

@@ -123,9 +123,9 @@ impl Ranks {
         if seen >= SURE && !self.told.swap(true, Ordering::Relaxed) {
             log::warning(|| {
                 format!(
-                    "only 1 of {wanted} ranks ever sends a notice, and every request waits for the others \
-                     until lmcache.notice_timeout: with MLA (or if only the first rank saves) list one \
-                     port in init_ports and alloc_ports"
+                    "only 1 of {wanted} ranks ever sends a notice, and every request waits for the \
+                     others until lmcache.notice_timeout: with MLA (or if only the first rank \
+                     saves) list one port in init_ports and alloc_ports"
                 )
             });
         }

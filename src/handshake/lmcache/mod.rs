@@ -152,7 +152,9 @@ impl Lmcache {
             _ => None,
         };
         if alone.is_some() || x.skip_prefill() {
-            alone.map(|why| x.tools.metrics.inc(Counter::prefill_skipped(why)));
+            if let Some(why) = alone {
+                x.tools.metrics.inc(Counter::prefill_skipped(why));
+            }
             return Ok(Next::Pass(
                 x.pick(Role::Decode)?,
                 self.decode_leg(None),
@@ -276,7 +278,7 @@ impl Lmcache {
 /// Is it a stream, and is its usage wanted?
 fn streams(request: &Request) -> (bool, bool) {
     let options = request.object.get(request.body(), "stream_options");
-    let usage = options.is_some_and(|options| openai::wants_usage(options));
+    let usage = options.is_some_and(openai::wants_usage);
     (request.summary.stream, usage)
 }
 

@@ -216,7 +216,7 @@ impl Default for LmcacheOptions {
             ranks: 1,
             init_ports: Vec::new(),
             alloc_ports: Vec::new(),
-            delay: crate::transfer::DELAY,
+            delay: Duration::ZERO,
             block: 16,
             chat: true,
         }

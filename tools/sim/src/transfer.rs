@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::ledger::lock;
 use crate::options::{EngineOptions, KvMode, Notices, Role};
@@ -186,6 +186,3 @@ fn message(kind: &str, request: &str) -> Vec<u8> {
     }
     out
 }
-
-/// Waits are for tests only as long as they must be.
-pub(crate) const DELAY: Duration = Duration::ZERO;

@@ -4,14 +4,15 @@
 //!   which is ours, says whose engines they are.
 //! * **Must never:** know a rule about a key of the YAML: the flags become YAML, which is then read as any.
 //! * **To extend:** a flag is a row in `PROXY`, and its line in `yaml`; what is different from the original is a
-//!   note in `notes`.
+//!   note in `differences.rs`.
+
+mod differences;
 
 use std::fmt::Write as _;
 
 use super::argparse::{Flag, Given, Parser, Takes};
 use super::{Call, Migrated, Outcome, Program, Serve};
 use crate::config::load::{self, Env, Known, Loaded, Overrides, Problems, Source};
-use crate::config::write::Note;
 use crate::config::{Config, Surface};
 
 pub static PROGRAM: Program = Program {
@@ -381,33 +382,8 @@ fn migrate(call: &mut Call) -> Result<Migrated, u8> {
     match load(&text, call.known, &admin) {
         Ok(loaded) => Ok(Migrated {
             loaded,
-            notes: notes(),
+            notes: differences::notes(),
         }),
         Err(problems) => Err(refused(call, &told(&problems))),
     }
-}
-
-const MADE: &str = "\
-    Made by `pdrelay migrate epd`. Check it with `pdrelay check -c FILE`, start it with \
-    `pdrelay serve -c FILE`. Comments say what is different from the EPD proxy.";
-const EVERYWHERE: &str = "\
-    Everywhere: no 200 before decode has answered, and an engine's error keeps its status; a \
-    client that leaves is noticed in every stage; the client's head fields go to the engines; \
-    bodies are passed on byte by byte. An engine that is down gets nothing.";
-const SURFACE: &str = "The paths and error bodies of the EPD proxy. Remove it for pdrelay's own.";
-const RETRY: &str = "\
-    The whole plan again, with fresh ids: when decode or prefill answers 500 (the original: \
-    decode only), or is lost before its answer.";
-const TIMEOUTS: &str = "\
-    The original waits for more than a day; here every wait has an end \
-    (configs/reference.yaml shows them).";
-
-fn notes() -> Vec<Note> {
-    vec![
-        Note::on("", MADE),
-        Note::on("", EVERYWHERE),
-        Note::on("surface", SURFACE),
-        Note::on("retry", RETRY),
-        Note::on("timeouts", TIMEOUTS),
-    ]
 }
