@@ -103,7 +103,7 @@ fn main() {
 }
 
 /// What a shard does for one leg (read its view, pick, charge, give back) while others do the same on the same
-/// counters: nanoseconds by threads and instances, with the view's age as it is by default and without one.
+/// counters: nanoseconds by threads and instances.
 fn threads() {
     let most = std::thread::available_parallelism().map_or(1, usize::from);
     let mut counts: Vec<usize> = (0..).map(|n| 1 << n).take_while(|n| *n < most).collect();
@@ -114,17 +114,17 @@ fn threads() {
         "view, pick, charge: threads",
         columns.join(" ")
     );
-    let default = Config::default().scheduling.load_view_max_age;
     for size in SIZES {
         let instances = instances(size);
-        for age in [default, Duration::ZERO] {
-            let ns: Vec<String> = counts
-                .iter()
-                .map(|count| format!("{:>10.0}", at_once(&instances, *count, age)))
-                .collect();
-            let name = format!("{size} instances, age {age:?}");
-            println!("{name:<28} {}", ns.join(" "));
-        }
+        let ns: Vec<String> = counts
+            .iter()
+            .map(|count| format!("{:>10.0}", at_once(&instances, *count)))
+            .collect();
+        println!(
+            "{:<28} {}",
+            format!("least_load, {size} instances"),
+            ns.join(" ")
+        );
     }
 }
 
@@ -140,13 +140,13 @@ fn instances(count: usize) -> Vec<Arc<Instance>> {
     Cluster::from_config(&config, &Metrics::new(1)).instances
 }
 
-fn at_once(instances: &[Arc<Instance>], threads: usize, age: Duration) -> f64 {
+fn at_once(instances: &[Arc<Instance>], threads: usize) -> f64 {
     let gate = std::sync::Barrier::new(threads);
     let times: Vec<f64> = std::thread::scope(|scope| {
         let started: Vec<_> = (0..threads)
             .map(|thread| {
                 let gate = &gate;
-                scope.spawn(move || one_shard(instances, age, thread as u64, gate))
+                scope.spawn(move || one_shard(instances, thread as u64, gate))
             })
             .collect();
         started.into_iter().map(|one| one.join().unwrap()).collect()
@@ -154,13 +154,8 @@ fn at_once(instances: &[Arc<Instance>], threads: usize, age: Duration) -> f64 {
     times.iter().sum::<f64>() / threads as f64
 }
 
-fn one_shard(
-    instances: &[Arc<Instance>],
-    age: Duration,
-    seed: u64,
-    gate: &std::sync::Barrier,
-) -> f64 {
-    let view = LoadView::new(age);
+fn one_shard(instances: &[Arc<Instance>], seed: u64, gate: &std::sync::Barrier) -> f64 {
+    let view = LoadView::new(Config::default().scheduling.load_view_max_age);
     let policy = policy::build("least_load").unwrap();
     let (turn, rng) = (AtomicU64::new(0), Rng::seeded(seed));
     let known = Known {

@@ -15,7 +15,7 @@ class Engines:
         """`flags` set the pace. `apart`: only that of D, in a process of its own; P is instant."""
         self.prefill, self.decode = base, base + 1
         # Prompts of 4 MB are to be relayed, not to be judged.
-        common = [lab.bin / "pdsim", "--model", MODEL, "--max-model-len", 100_000_000, "--keep-alive-s", 60]
+        common = [lab.bin / "pdsim", "--model", MODEL, "--max-model-len", 100_000_000, "--keep-alive-s", 60, "--decode-batch", 65536]
         both = ["--prefill", 1, "--decode", 1, "--port-base", base, *flags]
         # Params of another process's P cannot be looked up: they are believed.
         alone = ["--kv-elsewhere", "--prefill", 1, "--port-base", base, "--seed", 1]

@@ -77,7 +77,7 @@ def groups():
         return [Group(f"{name}, lockstep", flags, [lock]), Group(f"{name}, staggered", [*flags, "--stagger"], [alone])]
 
     five = streams("5 ms", 5, 64, 64, for_slow=True, quick=True)
-    fifty = streams("50 ms", 50, 1000, 32, warmup=0.9, window=1.3)
+    fifty = streams("50 ms", 50, 1000, 32, warmup=1.5, window=2.5)
     return [Group("instant", [], instant), *five, *fifty]
 
 
