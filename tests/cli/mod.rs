@@ -159,6 +159,14 @@ impl Serving {
         args.extend(more);
         let mut command = command(&args);
         change(&mut command);
+        // As a shell starts what it starts in the background.
+        let ignore = || {
+            // SAFETY: async-signal-safe, and a valid disposition.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: the closure does nothing but that call between fork and exec.
+        unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, ignore) };
         let program = Program::of(command.spawn().expect("the program starts"));
         let address = format!("127.0.0.1:{port}");
         eventually("it listens", || {
