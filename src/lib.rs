@@ -20,7 +20,8 @@
 //!
 //! # The life of a request
 //!
-//! One direction, one snapshot of the cluster, no lock, no task of its own.
+//! One direction, one snapshot of the cluster, no lock, no task of its own. (Legs that run at the same time are
+//! branches of the exchange: `exchange::Exchange::branch`.)
 //!
 //! ```text
 //!  net::listen -> server::shard -> server::connection

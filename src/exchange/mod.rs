@@ -42,7 +42,7 @@ use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
 use crate::net::pool::Pool;
 use crate::net::runtime::Driver;
-use crate::net::sweep::{Fired, Slot, Sweep, Wait};
+use crate::net::sweep::{Fired, SWEEP_EVERY, Slot, Sweep, Wait};
 use crate::policy::Policy;
 use crate::rng::Rng;
 use crate::shared::{Reader, Snapshot};
@@ -363,6 +363,16 @@ impl Exchange {
         match self.slot.fired()? {
             Fired::ClientGone => Some(gone(stage)),
             Fired::Deadline(wait) => Some(timed_out(stage, wait)),
+        }
+    }
+
+    /// Waits before another try. In slices, so that a client that leaves is noticed.
+    pub async fn pause(&self, wait: Duration) {
+        let mut left = wait;
+        while !left.is_zero() && self.slot.fired().is_none() {
+            let slice = left.min(SWEEP_EVERY);
+            monoio::time::sleep(slice).await;
+            left -= slice;
         }
     }
 

@@ -11,7 +11,7 @@ use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
 use crate::net::buffer::LITTLE;
-use crate::net::sweep::{Fired, SWEEP_EVERY, Wait};
+use crate::net::sweep::{Fired, Wait};
 use crate::wire::json::Object;
 use crate::wire::openai::Summary;
 
@@ -191,13 +191,8 @@ async fn back_off(x: &Exchange, attempt: u32) {
         .powi(attempt.saturating_sub(1) as i32);
     let jitter = 1.0 + retry.jitter_factor * (2.0 * x.tools.rng.unit() - 1.0);
     let wait = retry.initial_backoff.as_secs_f64() * factor * jitter;
-    let mut left = Duration::from_secs_f64(wait.clamp(0.0, retry.max_backoff.as_secs_f64()));
-    // In slices, so that a client that leaves is noticed.
-    while !left.is_zero() && x.slot.fired().is_none() {
-        let slice = left.min(SWEEP_EVERY);
-        monoio::time::sleep(slice).await;
-        left -= slice;
-    }
+    let wait = wait.clamp(0.0, retry.max_backoff.as_secs_f64());
+    x.pause(Duration::from_secs_f64(wait)).await;
 }
 
 pub fn error_of(stop: Stop) -> Error {

@@ -17,7 +17,6 @@ pub mod chunked;
 mod encode;
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use crate::config::sidecar::{PinnedFailure, Sidecar};
 use crate::config::{Config, Role};
@@ -89,7 +88,7 @@ impl Beside {
                 Next::Again => {
                     tries -= 1;
                     x.trace.retried();
-                    Box::pin(pause(x, pins.sidecar().prefill_backoff)).await;
+                    Box::pin(x.pause(pins.sidecar().prefill_backoff)).await;
                 }
             }
         }
@@ -111,17 +110,6 @@ fn after(stop: Stop, sidecar: &Sidecar, tries: u32) -> Next {
         }),
         _ if tries > 0 && (502..=504).contains(&status) => Next::Again,
         _ => Next::Stop(stop),
-    }
-}
-
-/// In slices, so that a client that leaves is noticed.
-async fn pause(x: &Exchange, wait: Duration) {
-    const SLICE: Duration = Duration::from_millis(50);
-    let mut left = wait;
-    while !left.is_zero() && x.slot.fired().is_none() {
-        let slice = left.min(SLICE);
-        monoio::time::sleep(slice).await;
-        left -= slice;
     }
 }
 

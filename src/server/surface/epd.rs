@@ -1,6 +1,7 @@
 //! The face of vLLM's `disagg_epd_proxy.py`: its paths, and beside them ours that its users will want.
 
-use super::{Route, listed};
+use super::Route;
+use super::table::{self, Row, row};
 use crate::metrics::Endpoint;
 use crate::wire::head::Method;
 
@@ -12,17 +13,6 @@ pub enum Page {
     Profile,
     /// Instances that come and go.
     Instances,
-}
-
-struct Row {
-    path: &'static str,
-    /// The methods it takes, as a 405 says them.
-    allow: &'static str,
-    route: Route,
-}
-
-const fn row(path: &'static str, allow: &'static str, route: Route) -> Row {
-    Row { path, allow, route }
 }
 
 const ROWS: &[Row] = &[
@@ -58,22 +48,7 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 
 /// `forward`: the config's extra paths.
 pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
-    let Some(row) = ROWS.iter().find(|row| row.path == path) else {
-        return match listed(path, forward) {
-            true if method != Method::Other => Route::Forward,
-            _ => Route::NotFound,
-        };
-    };
-    let name = match method {
-        Method::Get | Method::Head => "GET",
-        Method::Post => "POST",
-        Method::Delete => "DELETE",
-        _ => "none",
-    };
-    match row.allow.split(", ").any(|allowed| allowed == name) {
-        true => row.route,
-        false => Route::MethodNotAllowed(row.allow),
-    }
+    table::route(ROWS, method, path, forward)
 }
 
 #[cfg(test)]

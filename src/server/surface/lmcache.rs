@@ -1,19 +1,9 @@
 //! The face of LMCache's `disagg_proxy_server`: its two paths, and beside them what an operator needs of us.
 
-use super::{Route, listed};
+use super::Route;
+use super::table::{self, Row, row};
 use crate::metrics::Endpoint;
 use crate::wire::head::Method;
-
-struct Row {
-    path: &'static str,
-    /// The methods it takes, as a 405 says them.
-    allow: &'static str,
-    route: Route,
-}
-
-const fn row(path: &'static str, allow: &'static str, route: Route) -> Row {
-    Row { path, allow, route }
-}
 
 const GET: &str = "GET, HEAD";
 
@@ -43,21 +33,7 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 
 /// `forward`: the config's extra paths.
 pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
-    let Some(row) = ROWS.iter().find(|row| row.path == path) else {
-        return match listed(path, forward) {
-            true if method != Method::Other => Route::Forward,
-            _ => Route::NotFound,
-        };
-    };
-    let allowed = match method {
-        Method::Post => row.allow == "POST",
-        Method::Get | Method::Head => row.allow == GET,
-        _ => false,
-    };
-    match allowed {
-        true => row.route,
-        false => Route::MethodNotAllowed(row.allow),
-    }
+    table::route(ROWS, method, path, forward)
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //!
 //! * **For:** which paths exist, with which methods, and what they are.
 //! * **Must never:** answer by itself: it only says what a path is.
-//! * **To extend:** another program's face is one file with a `route` of the same shape, and its line in
-//!   [`route`].
+//! * **To extend:** another program's face is one file with a `route` of the same shape (of a `table`, mostly),
+//!   and its line in [`route`].
 
 pub mod epd;
 pub mod lmcache;
 pub mod multiturn;
 pub mod native;
 pub mod sidecar;
+mod table;
 pub mod xpyd;
 
 use crate::config::Surface;

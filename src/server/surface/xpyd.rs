@@ -3,7 +3,8 @@
 //! Until its backends are there it answers nothing but its own pages; a browser may ask from any origin;
 //! a path that is known but for a slash at its end is a redirect.
 
-use super::{Route, listed};
+use super::Route;
+use super::table::{self, Row, row};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::Request;
 use crate::metrics::Endpoint;
@@ -53,17 +54,6 @@ impl Fan {
     }
 }
 
-struct Row {
-    path: &'static str,
-    /// The methods it takes, as a 405 says them.
-    allow: &'static str,
-    route: Route,
-}
-
-const fn row(path: &'static str, allow: &'static str, route: Route) -> Row {
-    Row { path, allow, route }
-}
-
 const fn page(path: &'static str, page: Page) -> Row {
     row(path, "GET", Route::Xpyd(page))
 }
@@ -111,10 +101,6 @@ const ROWS: &[Row] = &[
 
 const NO_OPTIONS: [&str; 3] = ["/metrics", "/status/instances", "/ready"];
 
-fn known(path: &str) -> Option<&'static Row> {
-    ROWS.iter().find(|row| row.path == path)
-}
-
 /// All of its own paths, for the documents.
 pub fn paths() -> impl Iterator<Item = &'static str> {
     ROWS.iter().map(|row| row.path)
@@ -122,23 +108,13 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 
 /// `forward`: the config's extra paths.
 pub fn route(method: Method, path: &str, forward: &[String]) -> Route {
-    if let Some(row) = known(path) {
-        let post = row.allow.ends_with("POST");
-        let get = row.allow.starts_with("GET");
-        return match method {
-            Method::Post if post => row.route,
-            Method::Get | Method::Head if get => row.route,
-            // Two pages of the original know no OPTIONS.
-            Method::Options if !NO_OPTIONS.contains(&row.path) => Route::Xpyd(Page::Options),
-            _ => Route::MethodNotAllowed(row.allow),
-        };
-    }
-    if path.strip_suffix('/').is_some_and(|p| known(p).is_some()) {
-        return Route::Xpyd(Page::Redirect);
-    }
-    match listed(path, forward) {
-        true if method != Method::Other => Route::Forward,
-        _ => Route::NotFound,
+    match (table::find(ROWS, path), path.strip_suffix('/')) {
+        // Two pages of the original know no OPTIONS.
+        (Some(row), _) if method == Method::Options && !NO_OPTIONS.contains(&row.path) => {
+            Route::Xpyd(Page::Options)
+        }
+        (None, Some(path)) if table::find(ROWS, path).is_some() => Route::Xpyd(Page::Redirect),
+        _ => table::route(ROWS, method, path, forward),
     }
 }
 
