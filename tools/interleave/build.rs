@@ -33,7 +33,9 @@ fn main() {
 }
 
 fn read(path: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // As cargo says when it runs this: a build folder may serve several checkouts.
+    let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let root = Path::new(&root).join("../..");
     let path = root.join(path);
     println!("cargo::rerun-if-changed={}", path.display());
     let text = fs::read_to_string(&path);
