@@ -176,7 +176,7 @@ fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
         cores: Cores {
             shards: args.shards,
             cpus,
-            numa: None,
+            ..Cores::default()
         },
         ..Config::default()
     }

@@ -333,6 +333,8 @@ pub struct Cores {
     pub cpus: Option<Vec<usize>>,
     /// Only CPUs of this NUMA node.
     pub numa: Option<usize>,
+    /// Connections are accepted by the shard of the CPU on which their packets arrive.
+    pub steer_by_cpu: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -250,7 +250,12 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
 
     page.section("lmcache", lmcache_lines(lmcache));
 
-    let Cores { shards, cpus, numa } = cores;
+    let Cores {
+        shards,
+        cpus,
+        numa,
+        steer_by_cpu,
+    } = cores;
     page.key(
         "shards",
         &shards.unwrap_or_default().to_string(),
@@ -263,6 +268,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         &numa.unwrap_or_default().to_string(),
         numa.is_some(),
     );
+    page.key("steer_by_cpu", &steer_by_cpu.to_string(), *steer_by_cpu);
     let paths: Vec<String> = forward.iter().map(|path| quoted(path)).collect();
     page.key(
         "forward",

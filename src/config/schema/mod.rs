@@ -90,6 +90,7 @@ pub static TOP: Section<Draft> = Section {
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
+        "steer_by_cpu" => |d, at| put(&mut d.config.cores.steer_by_cpu, at.boolean()),
         "sidecar" => |d, at| sidecar::read(&mut d.config, at),
         "tls" => |d, at| sidecar::read_tls(&mut d.config, at),
         "upstream_tls" => |d, at| sidecar::read_upstream_tls(&mut d.config, at),
