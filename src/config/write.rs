@@ -418,6 +418,7 @@ impl Page<'_> {
                 model,
                 weight,
                 consumer,
+                side_port,
             } in instances
             {
                 let address = quoted(&address.to_string());
@@ -429,6 +430,7 @@ impl Page<'_> {
                     item += &format!(", weight: {weight}");
                 }
                 item += &as_consumer(consumer);
+                item += &as_side_port(*side_port);
                 _ = writeln!(self.text, "  - {{{item}}}");
             }
             return;
@@ -488,10 +490,15 @@ fn item(instance: &InstanceConfig) -> String {
         more = format!(", weight: {}", instance.weight);
     }
     more += &as_consumer(&instance.consumer);
+    more += &as_side_port(instance.side_port);
     match more.is_empty() {
         true => address,
         false => format!("{{address: {address}{more}}}"),
     }
+}
+
+fn as_side_port(port: Option<u16>) -> String {
+    port.map_or_else(String::new, |port| format!(", side_port: {port}"))
 }
 
 /// Members of an instance behind its address.

@@ -306,6 +306,7 @@ struct Item {
     weight: Option<f64>,
     model: String,
     consumer: Consumer,
+    side_port: Option<u16>,
 }
 
 static STAGE_ITEM: Section<Item> = Section {
@@ -315,6 +316,7 @@ static STAGE_ITEM: Section<Item> = Section {
         "weight" => |i, at| i.weight = read_weight(at),
         "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
         "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
+        "side_port" => |i, at| i.side_port = at.integer(1..=65_535),
     },
 };
 
@@ -326,6 +328,7 @@ static INSTANCE: Section<Item> = Section {
         "weight" => |i, at| i.weight = read_weight(at),
         "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
         "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
+        "side_port" => |i, at| i.side_port = at.integer(1..=65_535),
         "model" => |i, at| put(&mut i.model, at.text().map(Into::into)),
     },
 };
@@ -447,6 +450,7 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                     let instance = InstanceConfig {
                         weight: item.weight.unwrap_or(1.0),
                         consumer: item.consumer,
+                        side_port: item.side_port,
                         ..InstanceConfig::new(address, role)
                     };
                     draft.instances.push((instance, at.path.clone()));
@@ -571,6 +575,7 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
             weight: item.weight.unwrap_or(1.0),
             model: item.model,
             consumer: item.consumer,
+            side_port: item.side_port,
             ..InstanceConfig::new(address, role)
         };
         let path = at.path.clone();
