@@ -9,6 +9,7 @@ pub(crate) mod job;
 pub(crate) mod kv;
 pub(crate) mod lmcache;
 pub(crate) mod prompt;
+pub(crate) mod responses;
 pub(crate) mod route;
 pub(crate) mod rules;
 pub(crate) mod run;

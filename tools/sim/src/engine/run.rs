@@ -8,7 +8,7 @@ use super::answer::push_answer;
 use super::error::ApiError;
 use super::job::{Job, abandon};
 use super::kv::{KvAsk, Source};
-use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
+use super::stream::{done, error_event, push_event, push_final_usage, push_role};
 use crate::fault::{Fault, Shape};
 use crate::http::respond::{End, Responder};
 use crate::http::wire::{JSON, SSE};
@@ -162,7 +162,7 @@ async fn fail(to: &mut Responder<'_>, job: &Job, error: &ApiError) -> Result<u16
         return Ok(error.status);
     }
     to.piece(&error_event(error)).await?;
-    to.piece(DONE).await?;
+    end(to, job).await?;
     to.finish().await?;
     Ok(200)
 }
@@ -261,6 +261,13 @@ async fn stream(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> R
     if !event.is_empty() {
         to.piece(&event).await?;
     }
-    to.piece(DONE).await?;
+    end(to, job).await?;
     to.finish().await
+}
+
+async fn end(to: &mut Responder<'_>, job: &Job) -> Result<(), End> {
+    match done(job) {
+        [] => Ok(()),
+        done => to.piece(done).await,
+    }
 }
