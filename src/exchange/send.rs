@@ -263,7 +263,8 @@ impl Exchange {
     /// Where the trace notes who served this role.
     fn place(&self, role: Role) -> &RefCell<Option<Arc<str>>> {
         match role {
-            Role::Prefill | Role::Encode => &self.trace.prefill_at,
+            Role::Encode => &self.trace.encode_at,
+            Role::Prefill => &self.trace.prefill_at,
             Role::Decode | Role::Aggregated => &self.trace.decode_at,
         }
     }
@@ -478,11 +479,10 @@ impl Exchange {
     fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
         let request = self.request();
         let body = request.body();
-        if leg.verbatim || (leg.edits.is_empty() && request.overlay().is_none()) {
-            return vec![Piece::Source(0..body.len())];
-        }
         match request.overlay() {
+            // Verbatim is what the client sent as far as this handshake goes; an outer one has changed it.
             Some(overlay) => overlay.pieces(body, &request.object, leg),
+            None if leg.verbatim || leg.edits.is_empty() => vec![Piece::Source(0..body.len())],
             None => json::splice(body, &request.object, &leg.edits),
         }
     }

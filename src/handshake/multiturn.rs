@@ -338,15 +338,15 @@ impl Rewrite for Tap {
 
 impl Keep {
     fn keep(self, tap: &mut KvTap) {
+        let count = |outcome| self.tools.metrics.inc(Counter::conversations(outcome));
         let (Some(params), Some(said)) = (tap.params(), tap.said()) else {
-            return;
+            return count(Conversation::NoParams);
         };
         if simdutf8::basic::from_utf8(&params).is_err() {
             return;
         }
         let Some(past) = self.answering.past(said) else {
-            let outcome = Counter::conversations(Conversation::Unrepeatable);
-            return self.tools.metrics.inc(outcome);
+            return count(Conversation::Unrepeatable);
         };
         let flags = [
             Edit::Set("do_remote_decode", Cow::Borrowed(b"true")),

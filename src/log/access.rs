@@ -50,6 +50,8 @@ pub struct Access {
     pub status: u16,
     pub endpoint: &'static str,
     pub handshake: &'static str,
+    /// The names of all encoders, with commas.
+    pub encode: Option<Arc<str>>,
     pub prefill: Option<Arc<str>>,
     pub decode: Option<Arc<str>>,
     pub bytes_in: u64,
@@ -57,6 +59,7 @@ pub struct Access {
     pub chunks: u64,
     pub retries: u8,
     pub body: Option<Duration>,
+    pub encode_time: Option<Duration>,
     pub prefill_time: Option<Duration>,
     pub decode_head: Option<Duration>,
     pub ttft: Option<Duration>,
@@ -77,6 +80,7 @@ impl Default for Access {
             status: 0,
             endpoint: "",
             handshake: "",
+            encode: None,
             prefill: None,
             decode: None,
             bytes_in: 0,
@@ -84,6 +88,7 @@ impl Default for Access {
             chunks: 0,
             retries: 0,
             body: None,
+            encode_time: None,
             prefill_time: None,
             decode_head: None,
             ttft: None,
@@ -105,10 +110,11 @@ impl Access {
     }
 
     /// Who and where, in both formats.
-    fn names(&self) -> [(&'static str, &str); 4] {
+    fn names(&self) -> [(&'static str, &str); 5] {
         [
             ("endpoint", self.endpoint),
             ("handshake", self.handshake),
+            ("encode", self.encode.as_deref().unwrap_or_default()),
             ("prefill", self.prefill.as_deref().unwrap_or_default()),
             ("decode", self.decode.as_deref().unwrap_or_default()),
         ]
@@ -123,9 +129,10 @@ impl Access {
         ]
     }
 
-    fn spans(&self) -> [(&'static str, Option<Duration>); 6] {
+    fn spans(&self) -> [(&'static str, Option<Duration>); 7] {
         [
             ("body_ms", self.body),
+            ("encode_ms", self.encode_time),
             ("prefill_ms", self.prefill_time),
             ("decode_head_ms", self.decode_head),
             ("ttft_ms", self.ttft),

@@ -29,6 +29,8 @@ use super::surface::xpyd::Page;
 use super::surface::{self, Route};
 use super::{attempt, forward, pages};
 
+/// The handshake that has encoders before another one.
+const EPD: &str = "epd";
 /// How long a client that was answered early may take to read the answer before its bytes are cut off.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -209,6 +211,10 @@ impl Client {
                 (Some(_), OWN_PAGES) => surface::sidecar::own(head, bytes),
                 (Some(sidecar), _) => surface::sidecar::route(sidecar, head, bytes),
                 _ => surface::route(config.surface, head, bytes, forward, complete),
+            };
+            let route = match self.shard.shared.handshake_name {
+                EPD => surface::behind_encoders(route, head, bytes),
+                _ => route,
             };
             reply.cors = surface::cors(config.surface, head, bytes, route);
             route
@@ -428,12 +434,14 @@ impl Client {
         line.status = status;
         line.endpoint = outcome.endpoint.name();
         line.handshake = trace.handshake.get().unwrap_or(line.handshake);
+        line.encode = trace.encode_at.borrow().clone();
         line.prefill = trace.prefill_at.borrow().clone();
         line.decode = trace.decode_at.borrow().clone();
         line.bytes_out = reply.bytes_out;
         line.chunks = reply.chunks;
         line.retries = trace.retries.get();
         line.body = trace.body.get();
+        line.encode_time = trace.encode.get();
         line.prefill_time = trace.prefill.get();
         line.decode_head = trace.decode_head.get();
         line.ttft = trace.ttft.get();

@@ -170,7 +170,8 @@ impl Lmcache {
             }
         };
         if !request.path().ends_with("/chat/completions") {
-            let continues = self.section.first_token == FirstTokenSource::Prefill
+            let continues = request.path().ends_with("/completions")
+                && self.section.first_token == FirstTokenSource::Prefill
                 && self.section.variant != Variant::Plain
                 && wire::continues(
                     request.body(),
