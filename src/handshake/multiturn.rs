@@ -115,7 +115,8 @@ async fn prefill(x: &Exchange, known: Option<Vec<u8>>) -> Result<Option<Grant>, 
             leg.once = true;
             leg.unsure = true;
             match x.call(x.pick(Role::Prefill)?, leg).await {
-                Err(Stop::Answer(failed)) if failed.head.status >= 500 => {
+                // What is wrong with it may be what was kept: then the client has nothing to do with it.
+                Err(Stop::Answer(failed)) if failed.head.status >= 400 => {
                     x.trace.retried();
                     fresh(x).await?
                 }

@@ -380,7 +380,7 @@ fn consumer(x: &Exchange, overlay: &mut Overlay) -> Result<Option<Push>, Stop> {
     }))
 }
 
-/// An encoder's failure in the words of the surface; its status stays.
+/// An encoder's failure in the words of the surface; its status stays, if it is one.
 fn told(x: &Exchange, stop: Stop) -> Stop {
     let words = |what: &str| format!("Encoder request failed: {what}");
     let reword = |error: Error| match error.kind {
@@ -394,7 +394,12 @@ fn told(x: &Exchange, stop: Stop) -> Stop {
     match stop {
         Stop::Answer(answer) if x.config.surface == Surface::Epd => {
             let text = String::from_utf8_lossy(answer.body());
-            Stop::Said(Box::new((answer.head.status, shape::detail(&words(&text)))))
+            // Where an encoder would send us is not where the client should go.
+            let status = match answer.head.status {
+                300..400 => 502,
+                status => status,
+            };
+            Stop::Said(Box::new((status, shape::detail(&words(&text)))))
         }
         Stop::Error(error) => Stop::Error(reword(error)),
         Stop::Again(error) => Stop::Again(reword(error)),

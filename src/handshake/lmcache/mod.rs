@@ -86,7 +86,12 @@ fn build(config: &Config) -> io::Result<Box<dyn Handshake>> {
         }
         Variant::Notified => {
             let keep = config.timeouts.request + section.notice_timeout;
-            Some(NoticeSocket::bind(&section.host, section.port, keep)?)
+            Some(NoticeSocket::bind(
+                &section.host,
+                section.port,
+                keep,
+                config.timeouts.head,
+            )?)
         }
         _ => None,
     };
