@@ -1,12 +1,14 @@
 //! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cluster::Instance;
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Failure, InstanceCounter};
+use crate::net::buffer::Buffers;
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, ResponseHead};
 use crate::wire::json::{Edit, Object};
@@ -26,6 +28,14 @@ pub struct Answer {
     decoded: Option<Vec<u8>>,
     /// The index of the body; empty if it is no JSON object.
     object: Object,
+    /// Where its bytes go back to.
+    buffers: Rc<Buffers>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl Answer {
@@ -69,7 +79,7 @@ impl Exchange {
         leg.plain_answer = true;
         let request = self.request();
         if let Some(pins) = &self.pins {
-            leg.edits = pins.prefill_edits(&request);
+            leg.edits = pins.prefill_edits(&request).into();
             return leg;
         }
         leg.edits = openai::prefill_edits();
@@ -227,7 +237,7 @@ impl Exchange {
         if head.reusable(framing) && body.exact() && self.slot.fired().is_none() {
             lease.finish(self.tools.sweep.clock.coarse_ms());
         }
-        let mut answer = body.answer(head, picked.instance().clone());
+        let mut answer = body.answer(head, picked.instance().clone(), &self.tools.buffers);
         if answer.good() {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
@@ -307,7 +317,12 @@ impl Body {
     }
 
     /// The whole of it, without what came behind.
-    fn answer(mut self, head: ResponseHead, instance: Arc<Instance>) -> Answer {
+    fn answer(
+        mut self,
+        head: ResponseHead,
+        instance: Arc<Instance>,
+        buffers: &Rc<Buffers>,
+    ) -> Answer {
         if let Framing::Length(n) = self.framing {
             self.bytes.truncate(self.head_len + n as usize);
         }
@@ -318,6 +333,7 @@ impl Body {
             head_len: self.head_len,
             decoded: (self.framing == Framing::Chunked).then_some(self.decoded),
             object: Object::default(),
+            buffers: buffers.clone(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
 use crate::shared::Snapshot;
 use crate::wire::head::{Field, Framing, Name, ResponseHead};
-use crate::wire::json::{self, Edit, Piece};
+use crate::wire::json::{self, Edit, Piece, Pieces};
 
 use super::call::Answer;
 use super::send::put_field;
@@ -167,7 +167,7 @@ impl Reply {
     ) -> io::Result<()> {
         let body = answer.body();
         let pieces = match edits {
-            [] => vec![Piece::Source(0..body.len())],
+            [] => Pieces::from_iter([Piece::Source(0..body.len())]),
             edits => json::splice(body, answer.object(), edits),
         };
         let length = json::pieces_len(&pieces);

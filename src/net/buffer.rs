@@ -7,9 +7,9 @@ use std::rc::Rc;
 use monoio::buf::IoVecBuf;
 
 /// Read ahead from a client whose answer is a stream: it has nothing to say for a long time.
-pub const LITTLE: usize = 256;
-/// A stream whose events are tokens: most reads are a few hundred bytes.
-pub const CHUNK: usize = 1 << 10;
+pub const LITTLE: usize = 64;
+/// A stream whose events are tokens, one per read: each is a few hundred bytes.
+pub const CHUNK: usize = 512;
 /// A client's request, the head of an answer.
 pub const SMALL: usize = 4 << 10;
 /// A stream that has filled a smaller buffer.
@@ -25,6 +25,36 @@ const SHELVES: [(usize, usize); 5] = [
     (MEDIUM, 128),
     (LARGE, 64),
 ];
+
+/// So many reads in a row have to fit a smaller buffer before there is one.
+const SMALL_READS: u8 = 32;
+
+/// How much a stream is read at once. It rests with the buffer of its next read, so that is as small as its events;
+/// while more waits than fits, larger ones.
+#[derive(Default)]
+pub struct Appetite {
+    /// Reads in a row that would have fitted a buffer of [`CHUNK`].
+    small: u8,
+}
+
+impl Appetite {
+    /// After a read of `n` bytes into a buffer of this capacity: another capacity for the next one?
+    pub fn next(&mut self, n: usize, capacity: usize) -> Option<usize> {
+        if n == capacity {
+            self.small = 0;
+            // More waits than fits: soon it is no token stream, so in steps that are few.
+            return [SMALL, MEDIUM, LARGE]
+                .into_iter()
+                .find(|larger| *larger > capacity);
+        }
+        self.small = if n < CHUNK { self.small + 1 } else { 0 };
+        if self.small < SMALL_READS {
+            return None;
+        }
+        self.small = 0;
+        (capacity > CHUNK).then_some(CHUNK)
+    }
+}
 
 /// Free buffers of one shard, by size. LIFO: the warmest one first.
 #[derive(Default)]

@@ -1,5 +1,6 @@
 //! One client connection: request after request, each answered before the next is begun.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -9,9 +10,9 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
-use crate::exchange::request::Held;
+use crate::exchange::request::{Held, Origin};
 use crate::exchange::{Reply, Request, Trace};
-use crate::id;
+use crate::id::{self, Id};
 use crate::log;
 use crate::metrics::{
     Code, Counter, Direction, Endpoint, ErrorKind, Gauge, Histogram, ShardMetrics, Span,
@@ -141,6 +142,15 @@ pub struct Outcome {
     pub end: log::End,
 }
 
+/// What came of waiting for a request.
+enum Next {
+    Request(Rc<Request>, Route),
+    /// The client has ended between two requests, or in the middle of a head.
+    Ended,
+    /// What came was refused, or broke off: the connection serves no other.
+    Over,
+}
+
 impl Client {
     async fn converse(self) {
         let mut whole = true;
@@ -152,9 +162,12 @@ impl Client {
                 self.shard.tools.clone(),
             );
             self.slot.end_request();
-            match intake::head(&self.shard, &self.inbox, &self.slot).await {
-                Ok(arrived) => {
-                    if !self.one(arrived, &mut reply).await {
+            match self.receive(&mut reply).await {
+                Next::Request(request, route) => {
+                    self.inbox.watch();
+                    self.answer(request, route, &mut reply).await;
+                    self.inbox.unwatch();
+                    if !reply.keep_alive || self.slot.fired() == Some(Fired::ClientGone) {
                         if reply.reset {
                             return self.reset().await;
                         }
@@ -162,17 +175,13 @@ impl Client {
                         break;
                     }
                 }
-                Err(NoRequest::Closed) => {
+                Next::Ended => {
                     if !self.inbox.closed() {
                         Box::pin(self.say_end()).await;
                     }
                     return;
                 }
-                Err(NoRequest::Refused(error)) => {
-                    let refusal = self.refuse(&mut reply, &error, Endpoint::Other, None);
-                    Box::pin(refusal).await;
-                    break;
-                }
+                Next::Over => break,
             }
             if self.shard.draining() {
                 break;
@@ -195,14 +204,58 @@ impl Client {
         }
     }
 
-    /// One request whose head is there. True if the connection can serve another.
-    async fn one(&self, arrived: Arrived, reply: &mut Reply) -> bool {
+    /// Waits for the next request, up to its last byte.
+    async fn receive(&self, reply: &mut Reply) -> Next {
+        let arrived = match intake::head(&self.shard, &self.inbox, &self.slot).await {
+            Ok(arrived) => arrived,
+            Err(NoRequest::Closed) => return Next::Ended,
+            Err(NoRequest::Refused(error)) => {
+                return self.refuse_boxed(reply, error, Endpoint::Other, None).await;
+            }
+        };
         let head = &arrived.head;
         reply.http11 = head.http11;
         reply.to_head = head.method == Method::Head;
         reply.keep_alive = head.keep_alive && !self.shard.draining();
+        let route = self.route(&arrived, reply);
+        if route.needs_no_body() {
+            reply.keep_alive &= head.framing == Framing::Length(0);
+        }
+        let mut memory = match intake::admit(&self.shard, head.framing) {
+            Ok(memory) => memory,
+            Err(error) => {
+                let arrived = Some(&arrived);
+                return self
+                    .refuse_boxed(reply, error, endpoint(route), arrived)
+                    .await;
+            }
+        };
+        let early = !reply.keep_alive && route.needs_no_body();
+        let mut decoded = None;
+        if !early {
+            if !self.expect(&arrived, reply).await {
+                return Next::Over;
+            }
+            match intake::body(&self.shard, &self.inbox, &self.slot, &arrived, &mut memory).await {
+                Ok(body) => decoded = body,
+                Err(NoRequest::Closed) => return Next::Over,
+                Err(NoRequest::Refused(error)) => {
+                    let arrived = Some(&arrived);
+                    return self
+                        .refuse_boxed(reply, error, endpoint(route), arrived)
+                        .await;
+                }
+            }
+        }
+        self.slot
+            .begin_request(self.shard.tools.config().timeouts.request);
+        Next::Request(self.take(arrived, decoded, early, memory), route)
+    }
+
+    fn route(&self, arrived: &Arrived, reply: &mut Reply) -> Route {
+        let head = &arrived.head;
         let config = self.shard.tools.config();
-        let route = self.inbox.look(|b| {
+        self.inbox.look(|b| {
             let (bytes, forward) = (&b[..arrived.head_len], &config.forward);
             let complete = || self.shard.tools.cluster.get().complete();
             let route = match (&config.sidecar, self.door) {
@@ -212,43 +265,7 @@ impl Client {
             };
             reply.cors = surface::cors(config.surface, head, bytes, route);
             route
-        });
-        if route.needs_no_body() {
-            reply.keep_alive &= head.framing == Framing::Length(0);
-        }
-        let mut memory = match intake::admit(&self.shard, head.framing) {
-            Ok(memory) => memory,
-            Err(error) => {
-                reply.keep_alive = false;
-                let refusal = self.refuse(reply, &error, endpoint(route), Some(&arrived));
-                Box::pin(refusal).await;
-                return false;
-            }
-        };
-        let early = !reply.keep_alive && route.needs_no_body();
-        let mut decoded = None;
-        if !early {
-            if !self.expect(&arrived, reply).await {
-                return false;
-            }
-            match intake::body(&self.shard, &self.inbox, &self.slot, &arrived, &mut memory).await {
-                Ok(body) => decoded = body,
-                Err(NoRequest::Closed) => return false,
-                Err(NoRequest::Refused(error)) => {
-                    reply.keep_alive = false;
-                    let refusal = self.refuse(reply, &error, endpoint(route), Some(&arrived));
-                    Box::pin(refusal).await;
-                    return false;
-                }
-            }
-        }
-        self.slot
-            .begin_request(self.shard.tools.config().timeouts.request);
-        let request = self.take(arrived, decoded, early, memory);
-        self.inbox.watch();
-        self.answer(request.0, request.1, route, reply).await;
-        self.inbox.unwatch();
-        reply.keep_alive && self.slot.fired() != Some(Fired::ClientGone)
+        })
     }
 
     /// Says 100 Continue where it was asked for and the body is not here already.
@@ -269,7 +286,7 @@ impl Client {
         decoded: Option<Vec<u8>>,
         early: bool,
         held: Held,
-    ) -> (Box<Request>, Trace) {
+    ) -> Rc<Request> {
         let Arrived {
             head,
             head_len,
@@ -280,57 +297,60 @@ impl Client {
             _ => 0,
         };
         let bytes = self.inbox.take(head_len + body);
-        let id = self.id(&head, &bytes[..head_len]);
-        let trace = Trace::new(started);
-        trace.body.set(Some(started.elapsed()));
-        let mut request = Request::new(head, bytes, head_len, decoded, id, self.peer, held);
-        request.door = self.door;
-        // Boxed: what an async fn is given by value it holds twice, for as long as it runs.
-        (Box::new(request), trace)
+        let origin = Origin {
+            id: self.id(&head, &bytes[..head_len]),
+            peer: self.peer,
+            door: self.door,
+            started,
+        };
+        Rc::new(Request::new(head, bytes, head_len, decoded, origin, held))
     }
 
     /// The client's own, or a new one.
-    fn id(&self, head: &RequestHead, bytes: &[u8]) -> Box<str> {
+    fn id(&self, head: &RequestHead, bytes: &[u8]) -> Id {
         match head.fields.find(bytes, Name::RequestId) {
-            Some(id) if id::usable(id) => String::from_utf8_lossy(id).into(),
-            _ => id::fresh(&self.shard.tools.rng).into(),
+            Some(id) if id::usable(id) => Id::from(&*String::from_utf8_lossy(id)),
+            _ => id::fresh(&self.shard.tools.rng),
         }
     }
 
-    async fn answer(&self, request: Box<Request>, trace: Trace, route: Route, reply: &mut Reply) {
-        let metrics = self.shard.tools.metrics.clone();
+    async fn answer(&self, request: Rc<Request>, route: Route, reply: &mut Reply) {
+        let metrics = &self.shard.tools.metrics;
         metrics.add(Counter::bytes(Direction::In), request.body().len() as u64);
-        let mut line = self.line(&request);
+        let asked = log::access_enabled().then(|| Asked::of(&request));
         let _in_flight = metrics.hold(Gauge::requests_in_flight(), 1);
+        let shard = &self.shard;
         // Boxed: an idle connection should not be as large as a request.
         let outcome = match route {
             Route::Generate(endpoint) => {
-                let attempt = attempt::generate(&self.shard, request, trace, reply, endpoint);
-                Box::pin(attempt).await
+                Box::pin(attempt::generate(shard, request, reply, endpoint)).await
             }
-            Route::Decode => Box::pin(forward::decode(&self.shard, request, trace, reply)).await,
+            Route::Decode => Box::pin(forward::decode(shard, request, reply)).await,
             Route::Epd(surface::epd::Page::Profile) => {
-                Box::pin(forward::profile(&self.shard, request, trace, reply)).await
+                Box::pin(forward::profile(shard, request, reply)).await
             }
-            Route::Forward => Box::pin(forward::forward(&self.shard, request, trace, reply)).await,
+            Route::Forward => Box::pin(forward::forward(shard, request, reply)).await,
             Route::Xpyd(Page::Engine(members)) => {
-                let forward = forward::checked(&self.shard, request, trace, reply, members);
-                Box::pin(forward).await
+                Box::pin(forward::checked(shard, request, reply, members)).await
             }
-            own => {
-                let page = pages::answer(&self.shard, &request, own, reply);
-                let end = Box::pin(page).await;
-                Outcome {
-                    endpoint: Endpoint::Other,
-                    trace,
-                    end,
-                }
-            }
+            own => Box::pin(own_page(shard, request, own, reply)).await,
         };
-        self.account(&mut line, &outcome, reply);
-        if let Some(line) = line {
-            log::access(line);
+        let total = outcome.trace.started.elapsed();
+        let status = self.account(&outcome, total, reply);
+        if let Some(asked) = asked {
+            log::access(self.line(asked, status, total, &outcome, reply));
         }
+    }
+
+    async fn refuse_boxed(
+        &self,
+        reply: &mut Reply,
+        error: Error,
+        endpoint: Endpoint,
+        arrived: Option<&Arrived>,
+    ) -> Next {
+        Box::pin(self.refuse(reply, &error, endpoint, arrived)).await;
+        Next::Over
     }
 
     /// A request that never was: answered, and the connection ends.
@@ -346,7 +366,7 @@ impl Client {
             Some(Arrived { head, head_len, .. }) => {
                 let bytes = &bytes[..*head_len];
                 line.id = self.id(head, bytes);
-                line.method = head.method_text(bytes).to_owned().into();
+                line.method = head.method_name(bytes);
                 line.path = head.target(bytes).into();
             }
             None => {
@@ -391,23 +411,8 @@ impl Client {
         self.inbox.discard().await;
     }
 
-    fn line(&self, request: &Request) -> Option<log::Access> {
-        log::access_enabled().then(|| {
-            let head = request.head_bytes();
-            log::Access {
-                time: SystemTime::now(),
-                id: request.id.clone(),
-                client: self.peer,
-                method: request.head.method_text(head).to_owned().into(),
-                path: request.head.target(head).into(),
-                bytes_in: request.body().len() as u64,
-                handshake: self.shard.shared.handshake_name,
-                ..log::Access::default()
-            }
-        })
-    }
-
-    fn account(&self, line: &mut Option<log::Access>, outcome: &Outcome, reply: &Reply) {
+    /// Counts a request that is over. Gives its status for the log.
+    fn account(&self, outcome: &Outcome, total: Duration, reply: &Reply) -> u16 {
         let metrics = &self.shard.tools.metrics;
         let trace = &outcome.trace;
         let status = match outcome.end {
@@ -420,26 +425,81 @@ impl Client {
         if outcome.end == log::End::ClientGone {
             metrics.inc(Counter::client_gone(trace.stage.get()));
         }
-        let total = trace.started.elapsed();
         if outcome.endpoint != Endpoint::Other {
             observe(metrics, trace, total);
         }
-        let Some(line) = line else { return };
-        line.status = status;
-        line.endpoint = outcome.endpoint.name();
-        line.handshake = trace.handshake.get().unwrap_or(line.handshake);
-        line.prefill = trace.prefill_at.borrow().clone();
-        line.decode = trace.decode_at.borrow().clone();
-        line.bytes_out = reply.bytes_out;
-        line.chunks = reply.chunks;
-        line.retries = trace.retries.get();
-        line.body = trace.body.get();
-        line.prefill_time = trace.prefill.get();
-        line.decode_head = trace.decode_head.get();
-        line.ttft = trace.ttft.get();
-        line.stream = trace.stream.get();
-        line.total = total;
-        line.end = outcome.end;
+        status
+    }
+
+    fn line(
+        &self,
+        asked: Asked,
+        status: u16,
+        total: Duration,
+        outcome: &Outcome,
+        reply: &Reply,
+    ) -> log::Access {
+        let trace = &outcome.trace;
+        let handshake = self.shard.shared.handshake_name;
+        log::Access {
+            time: asked.time,
+            id: asked.id,
+            client: self.peer,
+            method: asked.method,
+            path: asked.path,
+            status,
+            endpoint: outcome.endpoint.name(),
+            handshake: trace.handshake.get().unwrap_or(handshake),
+            prefill: trace.prefill_at.borrow().clone(),
+            decode: trace.decode_at.borrow().clone(),
+            bytes_in: asked.bytes,
+            bytes_out: reply.bytes_out,
+            chunks: reply.chunks,
+            retries: trace.retries.get(),
+            body: trace.body.get(),
+            prefill_time: trace.prefill.get(),
+            decode_head: trace.decode_head.get(),
+            ttft: trace.ttft.get(),
+            stream: trace.stream.get(),
+            total,
+            end: outcome.end,
+        }
+    }
+}
+
+/// What the access line says of a request's bytes, which are gone by then.
+struct Asked {
+    time: SystemTime,
+    id: Id,
+    method: Cow<'static, str>,
+    path: Box<str>,
+    bytes: u64,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Asked {
+        let head = request.head_bytes();
+        Asked {
+            time: SystemTime::now(),
+            id: request.id.clone(),
+            method: request.head.method_name(head),
+            path: request.head.target(head).into(),
+            bytes: request.body().len() as u64,
+        }
+    }
+}
+
+async fn own_page(
+    shard: &Rc<Shard>,
+    request: Rc<Request>,
+    page: Route,
+    reply: &mut Reply,
+) -> Outcome {
+    let end = pages::answer(shard, &request, page, reply).await;
+    Outcome {
+        endpoint: Endpoint::Other,
+        trace: Trace::of(&request),
+        end,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::json::{Patch, Piece, patch, put_string, string_value, unescape};
+use super::json::{Patch, Piece, Pieces, patch, put_string, string_value, unescape};
 
 /// What a content item holds. (Names: the OpenAI API and vLLM's extensions of it.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +77,9 @@ impl Item {
     }
 
     /// The item as pieces of the body, with a uuid if one is to be added.
-    pub fn pieces(&self, uuid: Option<&str>) -> Vec<Piece> {
-        let whole = vec![Piece::Source(self.whole.clone())];
+    pub fn pieces(&self, uuid: Option<&str>) -> Pieces<'static> {
+        let mut whole = Pieces::new();
+        whole.push(Piece::Source(self.whole.clone()));
         match uuid {
             Some(uuid) => patch(whole, &[self.named(uuid)]),
             None => whole,
