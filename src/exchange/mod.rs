@@ -190,7 +190,7 @@ impl Trace {
     /// Of a request that has been received.
     pub fn of(request: &Request) -> Trace {
         let trace = Trace::new(request.started);
-        trace.body.set(Some(request.received));
+        trace.body.set(Some(request.received()));
         trace
     }
 

@@ -411,6 +411,7 @@ impl Reply {
             if self.slot.fired().is_some() {
                 break Err(Box::pin(self.ended_by_us(x, opened, relay)).await);
             }
+            let room = appetite.next(buf.len(), buf.capacity());
             let step = match result {
                 Ok(0) => match relay.close() {
                     Ok(tail) => Ok(Step::Other(tail)),
@@ -428,28 +429,26 @@ impl Reply {
             if x.trace.ttft.get().is_none() && !relay.awaits_token() {
                 x.trace.ttft.set(Some(x.trace.started.elapsed()));
             }
-            let other = appetite.next(buf.len(), buf.capacity());
             if relay.done() {
                 opened.picked.in_flight.give_back();
             }
-            let written = match step {
-                Ok(Step::Same(n)) => {
-                    buf.truncate(n);
-                    let (result, back) = self.write(buf).await;
-                    buf = back;
-                    result
+            match step {
+                Ok(Step::Same(n)) => buf.truncate(n),
+                Ok(Step::Other(bytes)) => {
+                    self.tools.buffers.give(std::mem::replace(&mut buf, bytes))
                 }
-                Ok(Step::Other(bytes)) => self.write(bytes).await.0,
                 Err((kind, why, what)) => {
                     break Err(Box::pin(self.broken(x, opened, relay, kind, why, what)).await);
                 }
-            };
+            }
+            let (written, back) = self.write(buf).await;
+            buf = back;
             self.chunks += 1;
             if written.is_err() {
                 break Err(self.client_lost(x, relay));
             }
-            if let Some(other) = other {
-                let other = self.tools.buffers.lend(other);
+            if buf.capacity() != room {
+                let other = self.tools.buffers.lend(room);
                 self.tools.buffers.give(std::mem::replace(&mut buf, other));
             }
         };

@@ -73,19 +73,23 @@ impl Reply {
     }
 
     /// Writes to the client; a failure (it left, or takes nothing) is remembered in the slot or the error.
-    pub async fn write(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        self.committed = true;
-        self.slot
-            .arm(Wait::ClientWrite, self.config.timeouts.client_write);
-        let length = bytes.len() as u64;
-        let (result, back) = self.client.write_all(bytes).await;
-        self.slot.disarm();
-        if result.is_ok() {
-            self.bytes_out += length;
-        } else {
-            self.keep_alive = false;
+    // An async fn holds what it is given by value twice, and a stream rests in a future that has room for this.
+    #[allow(clippy::manual_async_fn)]
+    pub fn write(&mut self, bytes: Vec<u8>) -> impl Future<Output = (io::Result<()>, Vec<u8>)> {
+        async move {
+            self.committed = true;
+            self.slot
+                .arm(Wait::ClientWrite, self.config.timeouts.client_write);
+            let length = bytes.len() as u64;
+            let (result, back) = self.client.write_all(bytes).await;
+            self.slot.disarm();
+            if result.is_ok() {
+                self.bytes_out += length;
+            } else {
+                self.keep_alive = false;
+            }
+            (result, back)
         }
-        (result, back)
     }
 
     /// Sends a whole reply of our own.

@@ -1,7 +1,7 @@
 //! A client's request as received: bytes, and ranges into them. Shared by all its legs, copied by none.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub struct Request {
     pub head: RequestHead,
     /// The head, and behind it the body if that came with a length. `None`: they have been let go of.
     bytes: Option<Rc<Vec<u8>>>,
-    head_len: usize,
+    head_len: u32,
     /// The body, if it came chunked.
     decoded: Option<Rc<Vec<u8>>>,
     /// The client's `X-Request-Id`, or ours: the same on every leg and in the reply.
@@ -27,13 +27,13 @@ pub struct Request {
     pub door: u16,
     /// When the first byte of its head was there.
     pub started: Instant,
-    /// How long it was on its way from then on.
-    pub received: Duration,
+    /// How long it was on its way from then on, in ns.
+    received_ns: u64,
     /// For generate requests: the index of the body.
     pub object: Object,
     pub summary: Summary,
     /// What an outer handshake has changed.
-    overlay: RefCell<Option<Rc<Overlay>>>,
+    overlay: Cell<Option<Rc<Overlay>>>,
     /// Given back to the shard's limit with the bytes.
     _held: Option<Held>,
 }
@@ -90,16 +90,16 @@ impl Request {
         Request {
             head,
             bytes: Some(Rc::new(bytes)),
-            head_len,
+            head_len: head_len as u32,
             decoded: decoded.map(Rc::new),
             id: origin.id,
             peer: origin.peer,
             door: origin.door,
             started: origin.started,
-            received: origin.started.elapsed(),
+            received_ns: origin.started.elapsed().as_nanos() as u64,
             object: Object::default(),
             summary: Summary::default(),
-            overlay: RefCell::default(),
+            overlay: Cell::default(),
             _held: Some(held),
         }
     }
@@ -135,23 +135,23 @@ impl Request {
             peer: self.peer,
             door: self.door,
             started: self.started,
-            received: self.received,
+            received_ns: self.received_ns,
             object: Object::default(),
             summary: self.summary.clone(),
-            overlay: RefCell::default(),
+            overlay: Cell::default(),
             _held: None,
         }
     }
 
     pub fn head_bytes(&self) -> &[u8] {
         let bytes = self.bytes.as_ref().map_or(&[][..], |bytes| bytes);
-        &bytes[..self.head_len]
+        &bytes[..self.head_len as usize]
     }
 
     pub fn body(&self) -> &[u8] {
         match (&self.decoded, &self.bytes) {
             (Some(body), _) => body,
-            (None, Some(bytes)) => &bytes[self.head_len..],
+            (None, Some(bytes)) => &bytes[self.head_len as usize..],
             (None, None) => &[],
         }
     }
@@ -160,7 +160,7 @@ impl Request {
     pub fn shared_body(&self) -> (Rc<Vec<u8>>, usize) {
         match (&self.decoded, &self.bytes) {
             (Some(body), _) => (body.clone(), 0),
-            (None, Some(bytes)) => (bytes.clone(), self.head_len),
+            (None, Some(bytes)) => (bytes.clone(), self.head_len as usize),
             (None, None) => Default::default(),
         }
     }
@@ -174,11 +174,18 @@ impl Request {
 
     /// From now on legs carry these changes, instead of any before.
     pub fn lay(&self, overlay: Option<Overlay>) {
-        *self.overlay.borrow_mut() = overlay.map(Rc::new);
+        self.overlay.set(overlay.map(Rc::new));
     }
 
     pub fn overlay(&self) -> Option<Rc<Overlay>> {
-        self.overlay.borrow().clone()
+        let overlay = self.overlay.take();
+        self.overlay.set(overlay.clone());
+        overlay
+    }
+
+    /// How long it took from the first byte of its head to its last.
+    pub fn received(&self) -> Duration {
+        Duration::from_nanos(self.received_ns)
     }
 
     /// Path and query in origin form.

@@ -56,10 +56,10 @@ impl Handshake for Nixl {
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
-    match Box::pin(legs(x, reply)).await? {
-        Some((stream, rewrite)) => reply.relay_through(x, stream, rewrite).await,
-        None => Ok(()),
-    }
+    let Some((stream, rewrite)) = Box::pin(legs(x, reply)).await? else {
+        return Ok(());
+    };
+    reply.relay_through(x, stream, rewrite).await
 }
 
 /// Up to what D has begun to answer; `None`: the client has been answered.

@@ -38,21 +38,20 @@ pub struct Appetite {
 }
 
 impl Appetite {
-    /// After a read of `n` bytes into a buffer of this capacity: another capacity for the next one?
-    pub fn next(&mut self, n: usize, capacity: usize) -> Option<usize> {
+    /// After a read of `n` bytes into a buffer of this capacity: that of the next one.
+    pub fn next(&mut self, n: usize, capacity: usize) -> usize {
         if n == capacity {
             self.small = 0;
-            // More waits than fits: soon it is no token stream, so in steps that are few.
-            return [SMALL, MEDIUM, LARGE]
-                .into_iter()
-                .find(|larger| *larger > capacity);
+            // More waits than fits: it may be no token stream, so in steps that are few.
+            let larger = [SMALL, MEDIUM, LARGE].into_iter().find(|one| *one > n);
+            return larger.unwrap_or(n);
         }
         self.small = if n < CHUNK { self.small + 1 } else { 0 };
         if self.small < SMALL_READS {
-            return None;
+            return capacity;
         }
         self.small = 0;
-        (capacity > CHUNK).then_some(CHUNK)
+        CHUNK
     }
 }
 

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -35,46 +36,37 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves the connection to its end. A panic ends this connection and nothing else.
 pub async fn serve(shard: &Rc<Shard>, fd: OwnedFd, peer: Option<IpAddr>, door: u16) {
-    let Ok(mut stream) = Stream::from_tcp(fd, shard.tools.driver) else {
+    let Ok(stream) = Stream::from_tcp(fd, shard.tools.driver) else {
         return;
     };
     let slot = shard.tools.sweep.slot(stream.fd());
     let inbox = Inbox::new(shard.tools.buffers.clone());
-    if let Some(acceptor) = &shard.shared.acceptor
-        && door != OWN_PAGES
-    {
-        let greeted = Box::pin(greet(shard, acceptor, stream, &slot)).await;
-        slot.end_request();
-        let Some((greeted, first)) = greeted else {
-            return slot.forget_client();
-        };
-        stream = greeted;
-        inbox.begin_with(first);
-    }
-    let stream = Rc::new(stream);
-    let reader = read_client(stream.clone(), inbox.clone(), slot.clone());
-    let client = Client {
-        shard: shard.clone(),
-        stream: stream.clone(),
-        slot,
-        inbox,
-        // On an address of both families an IPv4 client would be called `::ffff:10.0.0.1`.
-        peer: peer.map(|ip| ip.to_canonical()),
-        door,
+    let stream = match &shard.shared.acceptor {
+        Some(acceptor) if door != OWN_PAGES => {
+            let greeted = Box::pin(greet(shard, acceptor, stream, &slot)).await;
+            slot.end_request();
+            let Some((greeted, first)) = greeted else {
+                return slot.forget_client();
+            };
+            inbox.begin_with(first);
+            greeted
+        }
+        _ => Rc::new(stream),
     };
-    let (slot, inbox) = (client.slot.clone(), client.inbox.clone());
-    let mut both = std::pin::pin!(Duet::new(reader, client.converse(), inbox));
-    let caught = poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| both.as_mut().poll(cx))) {
+    let fd = stream.fd();
+    let mut both = Client::duet(shard, stream, peer, door, &slot, inbox);
+    let caught = poll_fn(|cx| {
+        let both = Pin::new(&mut both);
+        match catch_unwind(AssertUnwindSafe(|| both.poll(cx))) {
             Ok(poll) => poll.map(Ok),
             Err(panic) => Poll::Ready(Err(panic)),
-        },
-    )
+        }
+    })
     .await;
     if let Err(panic) = caught {
         shard.tools.metrics.inc(Counter::panics());
         log::error(|| format!("a connection ended in a panic: {}", message(&*panic)));
-        shutdown_now(stream.fd());
+        shutdown_now(fd);
     }
     slot.forget_client();
 }
@@ -92,7 +84,7 @@ async fn greet(
     acceptor: &Acceptor,
     stream: Stream,
     slot: &Slot,
-) -> Option<(Stream, Vec<u8>)> {
+) -> Option<(Rc<Stream>, Vec<u8>)> {
     let config = shard.tools.config();
     slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
     let (result, bytes) = stream.read(shard.tools.buffers.lend(SMALL)).await;
@@ -106,11 +98,11 @@ async fn greet(
             finish_writing(stream.fd());
             return None;
         }
-        return Some((stream, bytes));
+        return Some((Rc::new(stream), bytes));
     }
     slot.arm(Wait::Head, config.timeouts.head);
     match acceptor.accept(stream, bytes).await {
-        Ok(secret) => Some((secret, Vec::new())),
+        Ok(secret) => Some((Rc::new(secret), Vec::new())),
         Err(why) => {
             log::limited("tls", log::Level::Debug, || {
                 format!("a TLS handshake with a client failed: {why}")
@@ -152,6 +144,28 @@ enum Next {
 }
 
 impl Client {
+    /// The two futures of a connection: its reader, and who serves it.
+    fn duet(
+        shard: &Rc<Shard>,
+        stream: Rc<Stream>,
+        peer: Option<IpAddr>,
+        door: u16,
+        slot: &Rc<Slot>,
+        inbox: Rc<Inbox>,
+    ) -> Duet<impl Future<Output = ()>, impl Future<Output = ()>> {
+        let reader = read_client(stream.clone(), inbox.clone(), slot.clone());
+        let client = Client {
+            shard: shard.clone(),
+            stream,
+            slot: slot.clone(),
+            inbox: inbox.clone(),
+            // On an address of both families an IPv4 client would be called `::ffff:10.0.0.1`.
+            peer: peer.map(|ip| ip.to_canonical()),
+            door,
+        };
+        Duet::new(reader, client.converse(), inbox)
+    }
+
     async fn converse(self) {
         let mut whole = true;
         loop {
@@ -162,7 +176,8 @@ impl Client {
                 self.shard.tools.clone(),
             );
             self.slot.end_request();
-            match self.receive(&mut reply).await {
+            // Boxed: a stream that rests should not be as large as what came before it.
+            match Box::pin(self.receive(&mut reply)).await {
                 Next::Request(request, route) => {
                     self.inbox.watch();
                     self.answer(request, route, &mut reply).await;
@@ -233,7 +248,7 @@ impl Client {
         let early = !reply.keep_alive && route.needs_no_body();
         let mut decoded = None;
         if !early {
-            if !self.expect(&arrived, reply).await {
+            if self.expects(&arrived) && !Box::pin(self.say_continue(reply)).await {
                 return Next::Over;
             }
             match intake::body(&self.shard, &self.inbox, &self.slot, &arrived, &mut memory).await {
@@ -268,12 +283,13 @@ impl Client {
         })
     }
 
-    /// Says 100 Continue where it was asked for and the body is not here already.
-    async fn expect(&self, arrived: &Arrived, reply: &mut Reply) -> bool {
+    /// Is 100 Continue asked for, and the body not here already?
+    fn expects(&self, arrived: &Arrived) -> bool {
         let here = self.inbox.look(<[u8]>::len) > arrived.head_len;
-        if !arrived.head.expects_continue || here || arrived.head.framing == Framing::Length(0) {
-            return true;
-        }
+        arrived.head.expects_continue && !here && arrived.head.framing != Framing::Length(0)
+    }
+
+    async fn say_continue(&self, reply: &mut Reply) -> bool {
         let (result, _) = reply.write(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await;
         reply.committed = false;
         reply.bytes_out = 0;
