@@ -18,10 +18,16 @@ use crate::{handshake, log, signal};
 const PREFILL_TOKENS_PER_S: f64 = 20_000.0;
 const DECODE_TICK: Duration = Duration::from_millis(20);
 const MODEL: &str = "demo";
-/// What the simulator cannot stand in for.
-const BOOTSTRAPPED: &str = "mooncake";
 /// Its prefill workers are told where decode's listen, and tell the proxy when they are done.
 const NOTIFIED: &str = "lmcache";
+/// How the simulated engines hand KV over, where it is not by NIXL.
+const DIALECTS: [(&str, pdsim::KvMode); 5] = [
+    (NOTIFIED, pdsim::KvMode::Lmcache),
+    ("mooncake", pdsim::KvMode::Mooncake),
+    ("offloading", pdsim::KvMode::Offloading),
+    ("sglang", pdsim::KvMode::Sglang),
+    ("shared_storage", pdsim::KvMode::SharedStorage),
+];
 /// The simulated decode workers' ports. Only their names are used: nothing listens there.
 const INIT_PORT: u16 = 8300;
 const ALLOC_PORT: u16 = 8400;
@@ -49,10 +55,6 @@ fn demo(args: &DemoArgs) -> Result<ExitCode, String> {
             handshake::names().join(", ")
         )
     })?;
-    if spec.name == BOOTSTRAPPED {
-        let what = "the simulated engines have no bootstrap server, which it asks for engine ids";
-        return Err(format!("{BOOTSTRAPPED} has no demo: {what}"));
-    }
     let signals = signal::block();
     let level = if args.once {
         log::Level::Warning
@@ -68,8 +70,7 @@ fn demo(args: &DemoArgs) -> Result<ExitCode, String> {
     let engines = engines(args, spec);
     let sim = pdsim::Sim::start(simulator(args, &engines));
     let sim = sim.map_err(|e| format!("simulator: {e}"))?;
-    let server =
-        Server::start(config(args, &engines, sim.addresses())).map_err(|e| e.to_string())?;
+    let server = Server::start(config(args, &engines, &sim)).map_err(|e| e.to_string())?;
     if let Some(address) = server.notices() {
         sim.notices_to(address);
     }
@@ -83,7 +84,11 @@ fn demo(args: &DemoArgs) -> Result<ExitCode, String> {
     if args.once {
         let result = once(server.address);
         server.drain(Duration::from_secs(1));
-        return result.map(|()| ExitCode::SUCCESS);
+        // The engines are strict: what they had to put up with is a mistake of ours.
+        return match (result, sim.ledger().violations.first()) {
+            (Ok(()), Some(what)) => Err(format!("the simulated engines complain: {what}")),
+            (result, _) => result.map(|()| ExitCode::SUCCESS),
+        };
     }
     println!("\nTry, in another terminal (Ctrl-C ends the demo):\n");
     println!(
@@ -125,8 +130,10 @@ fn simulator(args: &DemoArgs, roles: &[Role]) -> pdsim::Options {
         if roles.contains(&Role::Encode) {
             engine.ec = pdsim::EcMode::V2;
         }
+        if let Some((_, kv)) = DIALECTS.iter().find(|(name, _)| *name == args.handshake) {
+            engine.kv = *kv;
+        }
         if args.handshake == NOTIFIED {
-            engine.kv = pdsim::KvMode::Lmcache;
             engine.lmcache.ranks = 1;
             engine.lmcache.init_ports = vec![INIT_PORT + i as u16];
             engine.lmcache.alloc_ports = vec![ALLOC_PORT + i as u16];
@@ -142,10 +149,18 @@ fn simulator(args: &DemoArgs, roles: &[Role]) -> pdsim::Options {
     }
 }
 
-fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
-    let instances = roles.iter().zip(addresses).map(|(role, address)| {
-        let address = Address::tcp(address.ip().to_string(), address.port());
-        InstanceConfig::new(address, *role)
+fn config(args: &DemoArgs, roles: &[Role], sim: &pdsim::Sim) -> Config {
+    let addresses = sim.addresses();
+    let all = roles.iter().zip(addresses).enumerate();
+    let instances = all.map(|(index, (role, address))| InstanceConfig {
+        side_port: match role {
+            Role::Prefill => sim.side(index).map(|side| side.port()),
+            _ => None,
+        },
+        ..InstanceConfig::new(
+            Address::tcp(address.ip().to_string(), address.port()),
+            *role,
+        )
     });
     let cpus = args.cpus.as_ref().map(|list| list.0.clone());
     let mut lmcache = Lmcache::default();
@@ -176,7 +191,7 @@ fn config(args: &DemoArgs, roles: &[Role], addresses: &[SocketAddr]) -> Config {
         cores: Cores {
             shards: args.shards,
             cpus,
-            numa: None,
+            ..Cores::default()
         },
         ..Config::default()
     }

@@ -26,6 +26,7 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
         shards: args.shards,
         cpus: args.cpus.clone().map(|list| list.0),
         numa: args.numa,
+        ..Cores::default()
     };
     let plan = match cores::plan(&cores) {
         Ok(plan) => plan,

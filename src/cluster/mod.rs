@@ -53,6 +53,8 @@ pub struct Instance {
     pub prefix: Box<str>,
     pub weight: f64,
     pub consumer: Consumer,
+    /// Of its bootstrap server or its peers, where it is not the usual one.
+    pub side_port: Option<u16>,
     /// Whose turn it is among its data-parallel ranks.
     pub rank_turn: AtomicU32,
     /// The model that it is configured for.
@@ -131,6 +133,7 @@ impl Instance {
             prefix: one.address.prefix().into(),
             weight: one.weight,
             consumer: one.consumer.clone(),
+            side_port: one.side_port,
             rank_turn: AtomicU32::new(0),
             configured: Some(one.model.as_str())
                 .filter(|model| !model.is_empty())
@@ -205,6 +208,7 @@ impl Instance {
         self.weight == one.weight
             && self.configured.as_deref().unwrap_or("") == one.model
             && self.consumer == one.consumer
+            && self.side_port == one.side_port
     }
 
     /// A byte came from it. Written at most once per tick of the coarse clock, so that the line does not

@@ -91,6 +91,17 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
     }
 }
 
+/// A port of prefill instances that others come to.
+fn check_side_ports(config: &Config, places: &[String], report: &mut Report) {
+    for (instance, place) in config.instances.iter().zip(places) {
+        if instance.side_port.is_some() && instance.role != Role::Prefill {
+            let role = instance.role.name();
+            let message = format!("a {role} instance has no side_port: prefill instances do");
+            report.problem(place, message, "move it there, or remove it");
+        }
+    }
+}
+
 /// The roles a handshake needs. `None`: the handshake checks its own needs.
 fn needs(handshake: &str) -> Option<&'static [Role]> {
     match handshake {
@@ -107,6 +118,7 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_policies(config, known, report);
     check_model(config, places, report);
     check_roles(config, places, report);
+    check_side_ports(config, places, report);
     check_addresses(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);

@@ -323,7 +323,10 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
         shards, cpus, numa, ..
     } = overrides;
     if cpus.is_some() {
-        config.cores = Cores::default();
+        config.cores = Cores {
+            steer_by_cpu: config.cores.steer_by_cpu,
+            ..Cores::default()
+        };
     } else if shards.is_some() || numa.is_some() {
         config.cores.cpus = None;
     }

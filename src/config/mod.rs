@@ -110,6 +110,9 @@ pub struct InstanceConfig {
     /// Relative capacity, above 0. Default 1.0.
     pub weight: f64,
     pub consumer: epd::Consumer,
+    /// Of a prefill instance: the port of its bootstrap server (sglang, mooncake) or of its peers (offloading).
+    /// `None`: the usual one.
+    pub side_port: Option<u16>,
 }
 
 impl InstanceConfig {
@@ -121,6 +124,7 @@ impl InstanceConfig {
             model: String::new(),
             weight: 1.0,
             consumer: epd::Consumer::default(),
+            side_port: None,
         }
     }
 }
@@ -333,6 +337,8 @@ pub struct Cores {
     pub cpus: Option<Vec<usize>>,
     /// Only CPUs of this NUMA node.
     pub numa: Option<usize>,
+    /// Connections are accepted by the shard of the CPU on which their packets arrive.
+    pub steer_by_cpu: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -250,7 +250,12 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
 
     page.section("lmcache", lmcache_lines(lmcache));
 
-    let Cores { shards, cpus, numa } = cores;
+    let Cores {
+        shards,
+        cpus,
+        numa,
+        steer_by_cpu,
+    } = cores;
     page.key(
         "shards",
         &shards.unwrap_or_default().to_string(),
@@ -263,6 +268,7 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         &numa.unwrap_or_default().to_string(),
         numa.is_some(),
     );
+    page.key("steer_by_cpu", &steer_by_cpu.to_string(), *steer_by_cpu);
     let paths: Vec<String> = forward.iter().map(|path| quoted(path)).collect();
     page.key(
         "forward",
@@ -412,6 +418,7 @@ impl Page<'_> {
                 model,
                 weight,
                 consumer,
+                side_port,
             } in instances
             {
                 let address = quoted(&address.to_string());
@@ -423,6 +430,7 @@ impl Page<'_> {
                     item += &format!(", weight: {weight}");
                 }
                 item += &as_consumer(consumer);
+                item += &as_side_port(*side_port);
                 _ = writeln!(self.text, "  - {{{item}}}");
             }
             return;
@@ -482,10 +490,15 @@ fn item(instance: &InstanceConfig) -> String {
         more = format!(", weight: {}", instance.weight);
     }
     more += &as_consumer(&instance.consumer);
+    more += &as_side_port(instance.side_port);
     match more.is_empty() {
         true => address,
         false => format!("{{address: {address}{more}}}"),
     }
+}
+
+fn as_side_port(port: Option<u16>) -> String {
+    port.map_or_else(String::new, |port| format!(", side_port: {port}"))
 }
 
 /// Members of an instance behind its address.

@@ -118,6 +118,12 @@ impl Exchange {
         Ok(opened)
     }
 
+    /// All of an answer of which only the head was wanted so far.
+    pub async fn whole(&self, opened: Opened) -> Result<Answer, Stop> {
+        let leg = Leg::new(opened.stage);
+        self.read_answer(opened, &leg, Instant::now()).await
+    }
+
     /// Sends the leg and reads its whole answer. An answer that is not a 2xx ends the request: it is
     /// what the client gets.
     pub async fn call(&self, picked: Picked, leg: Leg) -> Result<Answer, Stop> {

@@ -9,7 +9,7 @@
 //! ```
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,6 +68,8 @@ pub struct Leg {
     pub grant: Option<Grant>,
     /// It carries params without owning their grant (a release): a byte handed over spends them all the same.
     pub once: bool,
+    /// Told when a byte is about to be handed to an instance.
+    pub handed: Option<Rc<Cell<bool>>>,
 }
 
 /// How long a P whose client has left may go on before it is half-closed, and then take to answer after
@@ -94,6 +96,7 @@ impl Leg {
             brings_grant: false,
             grant: None,
             once: false,
+            handed: None,
         }
     }
 
@@ -351,6 +354,9 @@ impl Exchange {
         self.slot.when_gone(self.on_gone(leg, &picked));
         if let Some(grant) = &leg.grant {
             grant.spend();
+        }
+        if let Some(handed) = &leg.handed {
+            handed.set(true);
         }
         let sent = self.write_leg(&lease, &picked, leg).await;
         let began = Instant::now();

@@ -25,9 +25,12 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use crate::cluster::Instance;
+use crate::config::sidecar::Sidecar;
 use crate::config::{Config, Role};
 use crate::exchange::notice::NoticeSocket;
 use crate::exchange::{Exchange, Reply, Stop, Tools};
+use crate::metrics::{Counter, Skip};
 
 pub use beside::beside;
 
@@ -90,6 +93,23 @@ pub const HANDSHAKES: &[Spec] = &[
     sglang::SPEC,
     shared_storage::SPEC,
 ];
+
+/// Several prompts: one grant or id carries the KV of one, so D is to compute them all. Counted.
+fn skips_batch(x: &Exchange) -> bool {
+    let batch = x.request().summary.prompts > 1;
+    if batch {
+        x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
+    }
+    batch
+}
+
+/// The port of a prefill instance's bootstrap server or of its peers: as it is listed, else as a sidecar is told,
+/// else the usual one.
+fn side_port(x: &Exchange, prefill: &Instance, of: fn(&Sidecar) -> u16, usual: u16) -> u16 {
+    let sidecar = x.config.sidecar.as_ref();
+    let told = || sidecar.map_or(usual, of);
+    prefill.side_port.unwrap_or_else(told)
+}
 
 /// The names, for the config to check against.
 pub fn names() -> Vec<&'static str> {

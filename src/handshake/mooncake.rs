@@ -10,22 +10,27 @@
 //!    |<==tokens===|<====================================|
 //! ```
 //!
+//! D waits for a P that has failed until its patience ends (480 s): so P's failure ends D's leg, and is the answer.
+//! When the client leaves, P goes on: D fetches what it was told of, and that frees it. Where no D was told, P ends.
+//!
 //! An engine that was restarted has another id, and a D that is sent to the old one waits for ever. So the ids are
 //! kept for less time than an engine takes to start, and not at all once P has failed.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Address, Role};
 use crate::error::{Error, Kind, Stage};
-use crate::exchange::{Exchange, Leg, Picked, Reply, Stop};
+use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Stop};
 use crate::id;
 use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::{KV_PARAMS, whole_answer_edits};
 
-use super::{Handshake, Running, Spec, aside};
+use super::{Handshake, Running, Spec, aside, side_port, skips_batch};
 
 pub const SPEC: Spec = Spec {
     name: "mooncake",
@@ -58,12 +63,16 @@ impl Handshake for Mooncake {
 
 impl Mooncake {
     async fn script(&self, x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+        if skips_batch(x) || x.skip_prefill() {
+            return Box::pin(alone(x, reply)).await;
+        }
         let (prefill, decode) = (x.pick(Role::Prefill)?, x.pick(Role::Decode)?);
         let ranks = Box::pin(self.ranks(x, &prefill)).await?;
         let (rank, engine) = &ranks[(x.tools.rng.next() % ranks.len() as u64) as usize];
         let transfer = format!("xfer-{}", id::fresh(&x.tools.rng));
         let mut leg = Leg::new(Stage::Prefill);
         leg.edits = whole_answer_edits();
+        until_the_limit(&mut leg.edits);
         let params = format!(
             r#"{{"do_remote_prefill":false,"do_remote_decode":true,"transfer_id":"{transfer}"}}"#
         );
@@ -76,25 +85,33 @@ impl Mooncake {
         leg.alone = true;
         let host = host_of(&prefill);
         let mut there = Vec::new();
-        let shown = Address::tcp(host, port(x)).to_string();
+        let shown = Address::tcp(host, port(x, &prefill)).to_string();
         put_string(&mut there, &format!("http://{shown}"));
         let there = String::from_utf8_lossy(&there).into_owned();
         if let Some(pins) = &x.pins {
             pins.add_edits(&mut leg.edits);
         }
-        aside::send(x, prefill, leg);
+        let aside = aside::send(x, prefill, leg);
         let params = format!(
             r#"{{"do_remote_prefill":true,"do_remote_decode":false,"transfer_id":"{transfer}","remote_bootstrap_addr":{there},"remote_engine_id":"{engine}"}}"#
         );
         let mut leg = Leg::new(Stage::DecodeHead);
         leg.alone = true;
+        // How it begins is looked at.
+        leg.plain_answer = true;
         leg.edits
             .push(Edit::Set(KV_PARAMS, Cow::Owned(params.into_bytes())));
         if let Some(pins) = &x.pins {
             pins.add_edits(&mut leg.edits);
         }
-        let stream = Box::pin(x.open(decode, leg)).await?;
-        reply.relay(x, stream).await
+        let handed = Rc::new(Cell::new(false));
+        leg.handed = Some(handed.clone());
+        let stream = Box::pin(aside.or_failure(x, begun(x, decode, leg))).await;
+        if stream.is_err() && !handed.get() {
+            // No D knows of what P would hold.
+            aside.end();
+        }
+        reply.relay(x, stream?).await
     }
 
     async fn ranks(&self, x: &Exchange, prefill: &Picked) -> Result<Ranks, Stop> {
@@ -107,7 +124,7 @@ impl Mooncake {
         {
             return Ok(ranks.clone());
         }
-        let place = Address::tcp(host_of(prefill), port(x));
+        let place = Address::tcp(host_of(prefill), port(x, prefill));
         let bootstrap = x.tools.hosts.guests.at(Role::Prefill, &place);
         let mut leg = Leg::new(Stage::Prefill);
         leg.get = true;
@@ -160,9 +177,35 @@ fn host_of(prefill: &Picked) -> String {
     place.map_or_else(|| "localhost".into(), |(host, _)| host.to_owned())
 }
 
-fn port(x: &Exchange) -> u16 {
-    let sidecar = x.config.sidecar.as_ref();
-    sidecar.map_or(BOOTSTRAP_PORT, |sidecar| sidecar.mooncake_port)
+fn port(x: &Exchange, prefill: &Picked) -> u16 {
+    side_port(x, prefill.instance(), |s| s.mooncake_port, BOOTSTRAP_PORT)
+}
+
+/// D's answer, when it has begun: the head of a stream comes before P's KV does.
+async fn begun(x: &Exchange, decode: Picked, leg: Leg) -> Result<Opened, Stop> {
+    let mut opened = x.open(decode, leg).await?;
+    if opened.is_good_event_stream() {
+        x.hold(&mut opened, 1).await?;
+    }
+    Ok(opened)
+}
+
+/// P keeps KV only if its limit ended the answer. Of one that its first token has stopped, D would wait in vain
+/// (480 s), so nothing may stop it; D finds the end by itself.
+fn until_the_limit(edits: &mut Vec<Edit>) {
+    edits.push(Edit::Set("ignore_eos", Cow::Borrowed(b"true")));
+    edits.extend(["stop", "stop_token_ids"].map(Edit::Remove));
+}
+
+/// D computes by itself: one transfer id is not for several prompts.
+async fn alone(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    let mut leg = Leg::new(Stage::DecodeHead);
+    leg.edits.push(Edit::Remove(KV_PARAMS));
+    if let Some(pins) = &x.pins {
+        pins.add_edits(&mut leg.edits);
+    }
+    let stream = Box::pin(x.open(x.pick(Role::Decode)?, leg)).await?;
+    reply.relay(x, stream).await
 }
 
 #[cfg(test)]

@@ -30,14 +30,13 @@ use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
 use crate::exchange::rewrite::{Begun, Rewrite};
 use crate::exchange::{Exchange, Leg, Reply, Stop};
-use crate::metrics::{Counter, Skip};
 use crate::wire::cap::edited;
 use crate::wire::json::Edit;
 use crate::wire::openai::{KV_PARAMS, NIXL_TEMPLATE};
 use crate::wire::usage::{Corrected, cached_tokens};
 
 use super::beside::chunked;
-use super::{Handshake, Running, Spec};
+use super::{Handshake, Running, Spec, skips_batch};
 
 pub const SPEC: Spec = Spec {
     name: "nixl",
@@ -91,11 +90,7 @@ async fn legs(x: &Exchange, reply: &mut Reply) -> Result<Option<Begun>, Stop> {
 }
 
 async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First), Stop> {
-    if x.request().summary.prompts > 1 {
-        x.tools.metrics.inc(Counter::prefill_skipped(Skip::Batch));
-        return Ok((None, First::Decode));
-    }
-    if x.skip_prefill() {
+    if skips_batch(x) || x.skip_prefill() {
         return Ok((None, First::Decode));
     }
     *plan = x.first_token_plan();

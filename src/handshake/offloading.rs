@@ -20,7 +20,7 @@ use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::{KV_PARAMS, whole_answer_edits};
 
 use super::beside::chunked;
-use super::{Handshake, Running, Spec};
+use super::{Handshake, Running, Spec, side_port, skips_batch};
 
 pub const SPEC: Spec = Spec {
     name: "offloading",
@@ -42,7 +42,7 @@ impl Handshake for Offloading {
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let mut leg = Leg::new(Stage::DecodeHead);
-    leg.edits.push(match x.skip_prefill() {
+    leg.edits.push(match skips_batch(x) || x.skip_prefill() {
         true => Edit::Remove(KV_PARAMS),
         false => Box::pin(prefill(x)).await?,
     });
@@ -83,12 +83,11 @@ async fn prefill(x: &Exchange) -> Result<Edit, Stop> {
 fn peer(x: &Exchange, prefill: &Picked, id: &str) -> Vec<u8> {
     let place = prefill.instance().address.network();
     let (host, port) = place.unwrap_or(("localhost", 0));
-    let sidecar = x.config.sidecar.as_ref();
-    let first = sidecar.map_or(P2P_PORT, |sidecar| sidecar.p2p_port);
+    let first = side_port(x, prefill.instance(), |s| s.p2p_port, P2P_PORT);
     // Ranks of one pod have ports in a row, for both.
     let ranks = x.cluster.role(Role::Decode).len() as u16;
     let rank = port.checked_sub(x.config.port);
-    let rank = rank.filter(|rank| sidecar.is_some() && *rank < ranks);
+    let rank = rank.filter(|rank| x.config.sidecar.is_some() && *rank < ranks);
     let mut out =
         format!(r#"{{"remote_prefiller":{{"kv_request_id":"{id}","remote_host":"#).into_bytes();
     put_string(&mut out, host);

@@ -8,19 +8,19 @@
 //!    |<==tokens===|<====================================|
 //! ```
 //!
-//! P goes on when the client leaves (D's leg ends, and P's transfer with it), and what it answers is nobody's
-//! business but the log's: D is who waits for it.
+//! Neither engine hears of the other's end before 300 s are over. So a P that fails ends D's wait, and a D that has
+//! left the room before it answered (its client did, or it failed) ends P's.
 
 use std::borrow::Cow;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Role;
 use crate::error::Stage;
 use crate::exchange::{Exchange, Leg, Picked, Reply, Stop};
+use crate::rng::Rng;
 use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::KV_PARAMS;
 
-use super::{Handshake, Running, Spec, aside};
+use super::{Handshake, Running, Spec, aside, side_port};
 
 pub const SPEC: Spec = Spec {
     name: "sglang",
@@ -46,13 +46,23 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let mut leg = Leg::new(Stage::Prefill);
     leg.edits = edits.clone().into();
     leg.alone = true;
-    aside::send(x, prefill, leg);
+    let aside = aside::send(x, prefill, leg);
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.edits = edits.into();
     // Another D would wait in a room that P has left.
     leg.alone = true;
-    let stream = Box::pin(x.open(decode, leg)).await?;
-    reply.relay(x, stream).await
+    let opened = Box::pin(aside.or_failure(x, x.open(decode, leg))).await;
+    if opened.is_err() {
+        aside.end();
+    }
+    reply.relay(x, opened?).await
+}
+
+/// Nobody else's, be it of another shard, another proxy, or a batch, which takes as many rooms from here on as it
+/// has prompts: both engines die of a room that two requests are in. So not the time, as llm-d's sidecar has it,
+/// but 62 bits of chance: below 2^63, as SGLang wants it, and with room to count up.
+fn room(rng: &Rng) -> u64 {
+    rng.next() >> 2
 }
 
 fn meeting(x: &Exchange, prefill: &Picked) -> Vec<Edit> {
@@ -60,12 +70,8 @@ fn meeting(x: &Exchange, prefill: &Picked) -> Vec<Edit> {
     let (host, _) = place.unwrap_or(("localhost", 0));
     let mut name = Vec::new();
     put_string(&mut name, host);
-    let sidecar = x.config.sidecar.as_ref();
-    let port = sidecar.map_or(BOOTSTRAP_PORT, |sidecar| sidecar.bootstrap_port);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_nanos() as u64);
-    // Below 2^63, as SGLang wants it.
-    let room = (now + x.tools.rng.next() % 1000) & (u64::MAX >> 1);
+    let port = side_port(x, prefill.instance(), |s| s.bootstrap_port, BOOTSTRAP_PORT);
+    let room = room(&x.tools.rng);
     let own = |text: String| Cow::Owned(text.into_bytes());
     let mut edits = vec![
         Edit::Set("bootstrap_host", Cow::Owned(name)),
@@ -77,4 +83,19 @@ fn meeting(x: &Exchange, prefill: &Picked) -> Vec<Edit> {
         pins.add_edits(&mut edits);
     }
     edits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_of_two_batches_never_overlap() {
+        // As many requests as a day has, each a batch of a thousand prompts.
+        let rng = Rng::seeded(7);
+        let mut rooms: Vec<u64> = (0..100_000).map(|_| room(&rng)).collect();
+        rooms.sort_unstable();
+        assert!(rooms.windows(2).all(|w| w[1] - w[0] > 1000));
+        assert!(rooms.last().unwrap() + 1000 < 1 << 63);
+    }
 }

@@ -8,7 +8,8 @@
 //! | `POST /admin/instances/resume` | the same | 200: takes requests again |
 //! | `DELETE /admin/instances` | the same | 200: out of the list; what runs on it runs to its end |
 //!
-//! A new instance may have a `"weight"` (1.0) and a `"model"` (whatever it says it serves).
+//! A new instance may have a `"weight"` (1.0), a `"model"` (whatever it says it serves) and a `"side_port"` (see
+//! `configs/reference.yaml`).
 //!
 //! All need the key (`admin_api_key`, or the variable `ADMIN_API_KEY`) as `X-Api-Key` or as a bearer
 //! token: 401 without, 403 when no key is configured at all.
@@ -43,6 +44,7 @@ struct Body {
     address: String,
     weight: Option<f64>,
     model: Option<String>,
+    side_port: Option<u16>,
 }
 
 /// Is this request allowed, and what does it ask?
@@ -79,6 +81,7 @@ pub fn read(request: &Request, path: AdminPath, key: Option<&Secret>) -> Result<
         (AdminPath::Instances, _) => Change::Add(InstanceConfig {
             weight,
             model: body.model.unwrap_or_default(),
+            side_port: body.side_port,
             ..InstanceConfig::new(address, role)
         }),
     }))

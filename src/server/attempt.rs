@@ -282,10 +282,7 @@ fn admit(shard: &Rc<Shard>, request: &mut Request, endpoint: Endpoint) -> Result
 pub fn index(request: &mut Request, depth_max: usize) -> Result<(), Error> {
     let bad = |what: String| Error::new(Kind::BadRequest, Stage::Body, what);
     let body = request.body();
-    if simdutf8::basic::from_utf8(body).is_err() {
-        return Err(bad("the body is not UTF-8".into()));
-    }
-    let object = Object::scan(body, depth_max).map_err(|e| {
+    let object = Object::scan_text(body, depth_max).map_err(|e| {
         bad(format!(
             "the body cannot be read at byte {}: {}",
             e.at, e.what

@@ -25,6 +25,7 @@ use crate::exchange::{Tools, shape};
 use crate::log;
 use crate::metrics::{Counter, Gauge};
 use crate::net::buffer::Buffers;
+use crate::net::listen;
 use crate::net::pool::Pool;
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::{Stream, shutdown_now};
@@ -128,13 +129,18 @@ async fn serve(start: Start, driver: Driver, line: String) {
         ear,
         shared,
         report,
-        ..
+        cpu,
     } = start;
     let fds = listeners.iter();
     let fds = fds.map(|(door, listener)| (*door, listener.as_raw_fd()));
     let shard = Rc::new(new_shard(index, shared, driver, fds.collect()));
     let _ = report.send((index, Ok(line)));
     drop(report);
+    if let Some(cpu) = cpu.filter(|_| shard.tools.config().cores.steer_by_cpu) {
+        for (_, listener) in &listeners {
+            listen::prefer_packets_of(listener, cpu);
+        }
+    }
     for (door, listener) in listeners {
         monoio::spawn(accept(shard.clone(), listener, door, driver));
     }

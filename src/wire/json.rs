@@ -15,6 +15,8 @@ use super::spare::{List, spare};
 /// Members at the top level beyond this are refused: no engine has so many parameters.
 const MEMBERS_MAX: usize = 1024;
 
+const NOT_TEXT: &str = "it is not UTF-8";
+
 /// Why a body is no object that can be spliced. `at` is a byte offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadJson {
@@ -75,8 +77,19 @@ pub struct Object {
 impl Object {
     /// Scans a whole JSON text that must be one object with nothing but whitespace around it.
     pub fn scan(bytes: &[u8], depth_max: usize) -> Result<Object, BadJson> {
+        // Whoever has the bytes from a reader that has looked at them already.
+        Object::scan_from(bytes, depth_max, bytes.len())
+    }
+
+    /// The same, of bytes from outside: they must also be UTF-8. Both are looked at piece by piece, so that a body of
+    /// megabytes comes from memory once: the second look finds its piece in the core's own cache.
+    pub fn scan_text(bytes: &[u8], depth_max: usize) -> Result<Object, BadJson> {
+        Object::scan_from(bytes, depth_max, 0)
+    }
+
+    fn scan_from(bytes: &[u8], depth_max: usize, text: usize) -> Result<Object, BadJson> {
         let mut members = List::lent();
-        let close = scan_text(bytes, depth_max, |member| members.push(member))?;
+        let close = scan_whole(bytes, depth_max, text, |member| members.push(member))?;
         Ok(Object { members, close })
     }
 
@@ -106,7 +119,7 @@ impl Object {
 /// [`Object::scan`] and [`Object::get`], without an index. `None`: it has none, or is no such text.
 pub fn value<'a>(bytes: &'a [u8], key: &str, depth_max: usize) -> Option<&'a [u8]> {
     let mut found = None;
-    let end = scan_text(bytes, depth_max, |member| {
+    let end = scan_whole(bytes, depth_max, bytes.len(), |member| {
         if member.is(bytes, key) {
             found = Some(member.value());
         }
@@ -115,8 +128,13 @@ pub fn value<'a>(bytes: &'a [u8], key: &str, depth_max: usize) -> Option<&'a [u8
     found.map(|range| &bytes[range])
 }
 
-/// Scans a whole text, and says where its closing brace is.
-fn scan_text(bytes: &[u8], depth_max: usize, each: impl FnMut(Member)) -> Result<u32, BadJson> {
+/// Scans a whole text, of which the first `text` bytes are known to be UTF-8, and says where its closing brace is.
+fn scan_whole(
+    bytes: &[u8],
+    depth_max: usize,
+    text: usize,
+    each: impl FnMut(Member),
+) -> Result<u32, BadJson> {
     if bytes.len() > u32::MAX as usize {
         return Err(BadJson {
             at: 0,
@@ -127,20 +145,28 @@ fn scan_text(bytes: &[u8], depth_max: usize, each: impl FnMut(Member)) -> Result
         bytes,
         pos: 0,
         depth_max,
+        text,
     };
+    scan.text_to(PIECE)?;
     scan.space();
     let close = scan.object(each)?;
     scan.space();
     if scan.pos != bytes.len() {
         return scan.bad("there is something after the closing brace");
     }
+    scan.text_to(bytes.len())?;
     Ok(close)
 }
+
+/// What of a body is looked at in one go: less than the smallest first-level cache in use.
+const PIECE: usize = 16 << 10;
 
 struct Scan<'a> {
     bytes: &'a [u8],
     pos: usize,
     depth_max: usize,
+    /// What is before this is UTF-8.
+    text: usize,
 }
 
 impl Scan<'_> {
@@ -150,6 +176,31 @@ impl Scan<'_> {
 
     fn peek(&self) -> u8 {
         self.bytes.get(self.pos).copied().unwrap_or(0)
+    }
+
+    /// Makes sure that everything before `end` is UTF-8, but for a character that reaches beyond it.
+    fn text_to(&mut self, end: usize) -> Result<(), BadJson> {
+        let bytes = self.bytes;
+        let mut end = end.min(bytes.len());
+        if end <= self.text {
+            return Ok(());
+        }
+        if end < bytes.len() {
+            // Back to the beginning of a character, which is at most four bytes long.
+            let back = bytes[self.text..end].iter().rev().take(4);
+            end -= back.take_while(|b| **b & 0xC0 == 0x80).count();
+            end -= usize::from(end > self.text && bytes[end - 1] >= 0xC0);
+        }
+        match simdutf8::basic::from_utf8(&bytes[self.text..end]) {
+            Ok(_) => self.text = end,
+            Err(_) => {
+                let good = std::str::from_utf8(&bytes[self.text..end])
+                    .map_or_else(|e| e.valid_up_to(), str::len);
+                let at = self.text + good;
+                return Err(BadJson { at, what: NOT_TEXT });
+            }
+        }
+        Ok(())
     }
 
     fn space(&mut self) {
@@ -212,15 +263,21 @@ impl Scan<'_> {
     fn string(&mut self) -> Result<bool, BadJson> {
         let mut at = self.pos + 1;
         let mut escaped = false;
+        let bytes = self.bytes;
         loop {
-            match memchr::memchr2(b'"', b'\\', &self.bytes[at.min(self.bytes.len())..]) {
+            if at >= self.text {
+                self.text_to(at + PIECE)?;
+            }
+            let piece = at.min(self.text)..self.text;
+            match memchr::memchr2(b'"', b'\\', &bytes[piece]) {
+                None if self.text < bytes.len() => at = at.max(self.text),
                 None => {
-                    self.pos = self.bytes.len();
+                    self.pos = bytes.len();
                     return self.bad("a string has no end");
                 }
                 Some(found) => {
                     at += found;
-                    if self.bytes[at] == b'"' {
+                    if bytes[at] == b'"' {
                         self.pos = at + 1;
                         return Ok(escaped);
                     }

@@ -143,12 +143,14 @@ pub fn prefill_edits() -> List<Edit> {
     ])
 }
 
-/// The edits that make a leg one token and a whole answer, with only the limits that every API has.
+/// The edits that make a leg one token and a whole answer of one choice, with only the limits that every API has.
 pub fn whole_answer_edits() -> List<Edit> {
     let one = || Cow::Borrowed(&b"1"[..]);
     List::from([
         Edit::Set("max_tokens", one()),
         Edit::Replace("max_completion_tokens", one()),
+        Edit::Replace("n", one()),
+        Edit::Remove("best_of"),
         // Kept, engines refuse so few tokens.
         Edit::Remove("min_tokens"),
         Edit::Set("stream", Cow::Borrowed(b"false")),

@@ -16,6 +16,7 @@ mod pipelined_requests_never_swap_answers;
 mod slow_clients_never_hold_a_place;
 mod smuggled_requests_never_reach_an_engine;
 mod stale_connections_never_fail_a_request;
+mod steered_connections_never_land_elsewhere;
 mod unix_sockets_never_differ_from_tcp;
 mod wrong_paths_never_reach_an_engine;
 

@@ -9,6 +9,7 @@ mod parts_never_lose_a_word;
 mod requests_never_reach_decode_changed;
 mod secrets_never_travel_in_the_clear;
 mod simulated_engines_never_see_a_difference;
+mod strict_engines_never_complain;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -124,6 +124,39 @@ fn other_encodings() {
     }
 }
 
+/// A long body is looked at in pieces: where one ends must not matter, neither to a character that is cut nor to a byte
+/// that is none.
+#[test]
+fn long_bodies_that_are_no_text() {
+    const PIECE: usize = 16 << 10;
+    for filler in ["z", "é", "€", "😀", "\\\"é", "\\n😀"] {
+        for shift in 0..5 {
+            let fill = filler.repeat((3 * PIECE + 64).div_ceil(filler.len()));
+            let text = format!("{{\"a\":\"{}{fill}\",\"b\":1}}", "x".repeat(shift));
+            assert_eq!(
+                Object::scan_text(text.as_bytes(), DEPTH),
+                Object::scan(text.as_bytes(), DEPTH)
+            );
+            assert!(scans(&text));
+            let around = |piece: usize| piece * PIECE - 9..piece * PIECE + 16;
+            for at in around(1).chain(around(2)).chain(around(3)) {
+                let mut broken = text.clone().into_bytes();
+                broken[at] = 0xff;
+                let good = std::str::from_utf8(&broken).unwrap_err().valid_up_to();
+                let bad = Object::scan_text(&broken, DEPTH).unwrap_err();
+                assert_eq!(
+                    (bad.at, bad.what),
+                    (good, "it is not UTF-8"),
+                    "{filler:?} {shift} {at}"
+                );
+            }
+        }
+    }
+    let outside = b"{\"a\":[1,\xff]}";
+    assert!(Object::scan_text(outside, DEPTH).is_err());
+    assert!(Object::scan_text(b"{\"a\":1}\xff", DEPTH).is_err());
+}
+
 #[test]
 fn nesting() {
     let nested = |open: &str, close: &str, depth: usize| {
@@ -234,7 +267,8 @@ proptest! {
 
     #[test]
     fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
-        let _ = scans(&bytes);
+        let text = std::str::from_utf8(&bytes).is_ok();
+        prop_assert_eq!(Object::scan_text(&bytes, DEPTH).is_ok(), text && scans(&bytes));
         let _ = json::unescape(&bytes);
     }
 

@@ -11,7 +11,7 @@
 #      ENGINE_FLAGS: replaces the flags for a CPU    EXTRA: further flags
 #      CONNECTOR=nixl|nixlpush|example|none   KV_DEVICE=cpu   LOADFAIL=fail|recompute   UCX_TLS=tcp
 #      KV_ROLE: kv_producer and kv_consumer unless set       BIDIR=1 with KV_ROLE=kv_both: D offers its blocks, too
-# Logs, ports and pids: $LAB/rt/TAG.log, .port, .pid
+# Logs, ports and pids: $LAB/rt/TAG.log (of the one before: .log.before), .port, .pid
 set -u
 . "$(dirname "$0")/lab.sh"
 VLLM=${VLLM:-$ENGINE_VENV/bin/vllm} MODEL=${MODEL:-$LAB/tiny-model} NAME=${NAME:-tiny} MAXLEN=${MAXLEN:-4096}
@@ -42,6 +42,8 @@ start() { # tag
     [[ $tag == d* ]] && role=kv_consumer
     kv=(--kv-transfer-config "$(transfer $role)")
   fi
+  # What the one before it said may explain why it had to die.
+  [ -f "$RT/$tag.log" ] && mv "$RT/$tag.log" "$RT/$tag.log.before"
   # Each engine leads a process group, so that all of it can be stopped.
   setsid env HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONHASHSEED=0 \
     VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \

@@ -1,6 +1,7 @@
 """Clients that leave and engines that die, on real engines behind a pdrelay of its own.
 
 usage: failures.py PART...     env: BIN (folder of pdrelay), RT (logs), P_PORT=24010, D_PORT=24020, PROMPT=4000 (tokens), TIMES=20
+     CASES='95 %,between' (of departures and first; one may be named again and again)   TAGS=p0 (whom `first` restarts: d0,p0)
 
 departures  1P+1D: clients leave at shares of a long prefill, between P and D, in a stream: P's KV is free again at once, none expires
 first       1P+1D: the same, each as the first request after D, then P, was restarted
@@ -23,7 +24,7 @@ import threading
 import time
 import urllib.request
 
-from forwarder import CHAT, COMPLETIONS, Client, Forwarder, chat, completion, expect, ids, metric, post, until, wrong
+from forwarder import CHAT, COMPLETIONS, Client, Forwarder, chat, completion, expect, ids, metric, post, stillness, until, wrong
 
 HERE = pathlib.Path(__file__).parent
 E = os.environ.get
@@ -108,7 +109,17 @@ def busy(base):
 
 def back_after(left, limit=45):
     """How long after `left` P's KV usage was back; None if never."""
-    return time.time() - left if until(limit, lambda: usage() == 0 and not busy(P)) is not None else None
+    if until(limit, lambda: usage() == 0 and not busy(P)) is None:
+        return None
+    return less_stillness(left, time.time())
+
+
+def less_stillness(begin, end):
+    """What of that time this machine was running."""
+    still = stillness.between(begin, end)
+    if still:
+        print(f"  (this machine stood still for {still:.2f} s of {end - begin:.2f} s: not counted)", flush=True)
+    return end - begin - still
 
 
 def watch_leases(since):
@@ -237,8 +248,11 @@ def departures():
 def first():
     it = Departures()
     it.measure()
+    cases = E("CASES", ",".join(CASES[:5])).split(",")
     for tag, base, forwarder in (("d0", D, it.d), ("p0", P, it.p)):
-        for turn, case in enumerate(CASES[:5]):
+        if tag not in E("TAGS", "d0,p0").split(","):
+            continue
+        for turn, case in enumerate(cases):
             if until(LEASE, lambda: usage() == 0) is None:
                 expect("P holds no KV before", False)
             engines_do("crash", tag)
@@ -336,7 +350,7 @@ def deaths():
     fails_well(relay.url, "and again", 503)
     ran_on = not stream.seen.endswith(b"0\r\n\r\n")
     broken = stream.rest()
-    expect("P killed: the running stream finishes", ran_on and not broken and b"[DONE]" in stream.seen and b'"error"' not in stream.seen,
+    expect("P killed: the running stream finishes", ran_on and not broken and b"[DONE]" in stream.seen and b'"error":' not in stream.seen,
            f"{stream.seen.count(b'data: ')} events, the last {time.time() - killed:.2f} s after the kill")
     serves_again(relay, "p0", P, 1)
     relay.stop()
@@ -415,7 +429,7 @@ def serves_again(relay, tag, base, role, through=()):
     until(30, served)
     first = (served() or [None])[0]
     process.wait()
-    seconds = ended(first[5]) - health if first else 99
+    seconds = less_stillness(health, ended(first[5])) if first else 99
     spans = first and " ".join(re.findall(r"(?:prefill|decode_head|total)_ms=\S+", first[5]))
     refused = sum(line[0] != 200 and ended(line[5]) > health for line in relay.access()[before:])
     told = f"after {seconds:.2f} s, {refused} refused before; the first: {spans}"

@@ -23,6 +23,33 @@ def expect(name, right, seen=""):
         wrong.append(name)
 
 
+class Stillness:
+    """Knows when this machine stood still: a thread that asks for 20 ms of sleep and is woken a second later was not kept
+    from its CPU by engines, however busy; a virtual machine was paused. What is timed across such a moment is no wait for anyone.
+    """
+
+    def __init__(self, least=1.0):
+        self.spells, self.least = [], least
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self):
+        last = time.time()
+        while True:
+            time.sleep(0.02)
+            now = time.time()
+            if now - last > self.least:
+                self.spells.append((last, now))
+            last = now
+
+    def between(self, begin, end):
+        """Seconds of it."""
+        time.sleep(0.05)  # the watch may be as late as we are
+        return sum(max(0.0, min(end, to) - max(begin, at)) for at, to in self.spells)
+
+
+stillness = Stillness()
+
+
 def place(base):
     url = urllib.parse.urlsplit(base)
     return url.hostname, url.port

@@ -7,6 +7,7 @@ shorter than a KV block and up to many blocks. First one at a time, then CONC at
 usage must be those of the single server; on the decode engines, every prompt token must have come by KV transfer.
 (vLLM computes a prompt of a single token itself, KV or not: no case here is that short.)
 env: NAME=tiny N=16 (concurrent cases) CONC=8 OUT=24 VOCABULARY=2048 LENGTHS=2,127,128,129,256,1000,3000 SEED (default: the clock)
+     HEADERS='NAME: VALUE' (sent to the relay, too)   SOURCE=external_kv_transfer (where every prompt token must come from)
 """
 
 import concurrent.futures
@@ -26,6 +27,8 @@ MODEL, N, CONC, OUT = E("NAME", "tiny"), int(E("N", 16)), int(E("CONC", 8)), int
 VOCABULARY = int(E("VOCABULARY", 2048))
 LENGTHS = [int(n) for n in E("LENGTHS", "2,127,128,129,256,1000,3000").split(",")]
 SEED = int(E("SEED", time.time_ns()))
+HEADERS = dict([E("HEADERS").split(": ", 1)]) if E("HEADERS") else {}
+SOURCE = E("SOURCE", "external_kv_transfer")
 pick = random.Random(SEED)
 WORDS = "alpha beta return import class def async await socket buffer queue proxy token cache block wörld 你好 \" \\ \n".split(" ")
 
@@ -34,7 +37,8 @@ def post(base, path, body):
     url = urllib.parse.urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=300)
     try:
-        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        more = HEADERS if base == RELAY else {}
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json", **more})
         answer = connection.getresponse()
         data = answer.read()
         if answer.status != 200:
@@ -137,8 +141,8 @@ def run(name, todo, threads):
             break
         time.sleep(0.1)
     print(f"  {name}: {tokens} prompt tokens; on the decode engines by source: {moved}")
-    if moved.get("external_kv_transfer") != tokens or any(n for source, n in moved.items() if source != "external_kv_transfer"):
-        print("  BAD not every prompt token came by KV transfer")
+    if moved.get(SOURCE) != tokens or any(n for source, n in moved.items() if source != SOURCE):
+        print(f"  BAD not every prompt token came by {SOURCE}")
         wrong += 1
     return wrong
 

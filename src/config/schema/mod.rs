@@ -90,6 +90,7 @@ pub static TOP: Section<Draft> = Section {
         "shards" => |d, at| if !at.is_null() { d.config.cores.shards = at.integer(1..=4096) },
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
+        "steer_by_cpu" => |d, at| put(&mut d.config.cores.steer_by_cpu, at.boolean()),
         "sidecar" => |d, at| sidecar::read(&mut d.config, at),
         "tls" => |d, at| sidecar::read_tls(&mut d.config, at),
         "upstream_tls" => |d, at| sidecar::read_upstream_tls(&mut d.config, at),
@@ -305,6 +306,7 @@ struct Item {
     weight: Option<f64>,
     model: String,
     consumer: Consumer,
+    side_port: Option<u16>,
 }
 
 static STAGE_ITEM: Section<Item> = Section {
@@ -314,6 +316,7 @@ static STAGE_ITEM: Section<Item> = Section {
         "weight" => |i, at| i.weight = read_weight(at),
         "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
         "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
+        "side_port" => |i, at| i.side_port = at.integer(1..=65_535),
     },
 };
 
@@ -325,6 +328,7 @@ static INSTANCE: Section<Item> = Section {
         "weight" => |i, at| i.weight = read_weight(at),
         "dp_size" => |i, at| put(&mut i.consumer.dp_size, at.integer(1..=1024)),
         "ec_addresses" => |i, at| i.consumer.addresses = read_ec_addresses(at),
+        "side_port" => |i, at| i.side_port = at.integer(1..=65_535),
         "model" => |i, at| put(&mut i.model, at.text().map(Into::into)),
     },
 };
@@ -446,6 +450,7 @@ fn read_stage(draft: &mut Draft, at: &mut At, role: Role) {
                     let instance = InstanceConfig {
                         weight: item.weight.unwrap_or(1.0),
                         consumer: item.consumer,
+                        side_port: item.side_port,
                         ..InstanceConfig::new(address, role)
                     };
                     draft.instances.push((instance, at.path.clone()));
@@ -570,6 +575,7 @@ fn read_instances(draft: &mut Draft, at: &mut At) {
             weight: item.weight.unwrap_or(1.0),
             model: item.model,
             consumer: item.consumer,
+            side_port: item.side_port,
             ..InstanceConfig::new(address, role)
         };
         let path = at.path.clone();

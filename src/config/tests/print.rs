@@ -58,3 +58,29 @@ fn weights_and_repeated_instances_are_shown() {
     assert!(text.contains("aggregated       3 instances\n"), "{text}");
     assert!(text.contains("                 b:1 weight 2.5\n"), "{text}");
 }
+
+#[test]
+fn side_ports_are_read_shown_and_prefill_s_alone() {
+    let text =
+        "handshake: sglang\nprefill: ['a:1', {address: 'a:2', side_port: 9001}]\ndecode: ['d:1']";
+    let config = super::read(text).unwrap();
+    let ports: Vec<_> = config.instances.iter().map(|one| one.side_port).collect();
+    assert_eq!(ports, [None, Some(9001), None]);
+    let written = super::super::write::yaml(&config, &[]);
+    assert!(written.contains("side_port: 9001"), "{written}");
+    assert_eq!(super::read(&written).unwrap().instances, config.instances);
+    for (wrong, words) in [
+        ("{address: 'a:1', side_port: 0}", "between 1 and 65535"),
+        ("{address: 'a:1', side_port: x}", "side_port"),
+    ] {
+        let text = format!("prefill: [{wrong}]\ndecode: ['d:1']");
+        let said = super::read(&text).unwrap_err().to_string();
+        assert!(said.contains(words), "{said}");
+    }
+    let text = "prefill: ['a:1']\ndecode: [{address: 'd:1', side_port: 1}]";
+    let said = super::read(text).unwrap_err().to_string();
+    assert!(
+        said.contains("a decode instance has no side_port"),
+        "{said}"
+    );
+}

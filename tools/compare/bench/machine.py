@@ -38,6 +38,12 @@ def cpu_times():
     return dict(zip(names, map(int, fields)))
 
 
+def stood_still(before, after, seconds):
+    """Seconds for which nothing ran here, not even an idle CPU's clock: a virtual machine was paused."""
+    ticks = sum(after.values()) - sum(before.values())
+    return max(0.0, seconds - ticks / os.sysconf("SC_CLK_TCK") / os.cpu_count())
+
+
 def between(before, after):
     """Shares of the time between two readings: what the hypervisor took, and what was idle."""
     spent = {name: after[name] - before[name] for name in before}

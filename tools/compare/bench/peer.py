@@ -140,12 +140,14 @@ class Pdrelay(Peer):
 
     def start(self):
         cpus = sorted(self.lab.proxy_cpus)[: self.shards]
+        place = ["--cpus", ",".join(map(str, cpus))]
         if self.shards > len(cpus):
-            # Both CPUs of a small machine: the second shard then shares its CPU with the load.
-            cpus = (cpus + sorted(self.lab.load_cpus))[: self.shards]
+            # All on the proxy's CPUs, as everybody else: a shard that shares its CPU with engines and load would pay for
+            # the caches that they empty, and take from them what they need to keep it busy.
+            place = ["--shards", self.shards]
         command = [self.lab.bin / "pdrelay", "serve", "--handshake", "nixl", "--prefill", f"127.0.0.1:{self.engines.prefill}"]
         command += ["--decode", f"127.0.0.1:{self.engines.decode}", "--host", "127.0.0.1", "--port", self.port]
-        command += ["--cpus", ",".join(map(str, cpus)), "--log-level", "error"]
+        command += [*place, "--log-level", "error"]
         self.run(command, set(cpus))
 
     def version(self):

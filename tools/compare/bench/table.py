@@ -188,7 +188,7 @@ def promises(result):
         out.append(Promise(f"{cell}: over xPyD-proxy", ratio(rows, cell, ["xpyd-proxy"]), 1 / 120))
         out.append(Promise(f"{cell}: over two nginx hops", ratio(rows, cell, ["nginx x2"]), 0.9))
         out.append(Promise(f"{cell}: over two HAProxy hops", ratio(rows, cell, ["haproxy x2"]), 0.9))
-    for base in ("64 streams at 5 ms", "1000 streams at 50 ms"):
+    for base in ("64 streams at 5 ms", "64 streams of 16 chunks at 5 ms", "1000 streams at 50 ms"):
         for phase in ("lockstep", "staggered"):
             cell = f"{base}, {phase}"
             out.append(Promise(f"{cell}, per chunk: over the best router", ratio(rows, cell, ROUTERS), 1 / 3))
@@ -203,7 +203,7 @@ def promises(result):
     for part in ("p50", "p99"):
         out.append(Promise(f"{cell}: added TTFT {part} over the best router's", added(rows, cell, stages, "ttft", part), 1.0))
     for cell in rows.cells:
-        if "streams at" in cell:
+        if " streams " in cell:
             out.append(Promise(f"{cell}: added ITL p99.9 over the best router's", added(rows, cell, stages, "itl", "p999"), 1.0))
     per = next((row["kib_per_stream"] for row in result["idle"] if row["peer"] == "pdrelay" and "error" not in row), None)
     out.append(Promise("idle stream, KiB of RSS", per, 8.0))

@@ -16,12 +16,24 @@ enum Ec {
     None,
     V1,
     V2,
+    /// llm-d's sidecar: encoders get the client's request with one item, and report nothing
+    Example,
+    /// The same, and their answers say where what they encoded is
+    Nixl,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kv {
     Nixl,
     Lmcache,
+    /// P and D at once, in a room of P's bootstrap server
+    Sglang,
+    /// P and D at once, with a transfer id and the engine id that P's bootstrap server tells
+    Mooncake,
+    /// D pulls what P keeps under an id
+    Offloading,
+    /// All find what any has computed, and say so if it is less than cache_hit_threshold
+    SharedStorage,
     None,
 }
 
@@ -72,15 +84,26 @@ struct Cli {
     /// Sequences tick in their own phase instead of lockstep
     #[arg(long)]
     stagger: bool,
+    /// How KV gets from prefill to decode engines
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
+    /// With --kv sglang or mooncake: the first prefill engine's bootstrap port (8998); with offloading: the first
+    /// engine's peer port (7777); the others have the following ones (0: any)
+    #[arg(long)]
+    side_port: Option<u16>,
+    /// With --kv sglang, mooncake or offloading: how long one engine waits for the other
+    #[arg(long, default_value_t = 300.0)]
+    patience_s: f64,
+    /// Usage says how much of the prompt was cached
+    #[arg(long)]
+    cached_details: bool,
     /// How media get from encode engines to the others
     #[arg(long, value_enum, default_value = "v2")]
     ec: Ec,
     /// file:// media are taken
     #[arg(long)]
     local_media: bool,
-    /// With --kv lmcache: workers of each engine
+    /// With --kv lmcache: workers of each engine; with mooncake: data-parallel ranks
     #[arg(long, default_value_t = 1)]
     ranks: u32,
     /// With --kv lmcache: the init port of the first decode engine's first worker; the next ones follow, and
@@ -151,13 +174,23 @@ impl Cli {
                 Kv::None => KvMode::None,
                 Kv::Nixl => KvMode::Nixl,
                 Kv::Lmcache => KvMode::Lmcache,
+                Kv::Sglang => KvMode::Sglang,
+                Kv::Mooncake => KvMode::Mooncake,
+                Kv::Offloading => KvMode::Offloading,
+                Kv::SharedStorage => KvMode::SharedStorage,
             },
+            side_port: self.side_port(index.saturating_sub(self.encode) as u16),
+            ranks: self.ranks.clamp(1, 16),
+            patience: Duration::from_secs_f64(self.patience_s),
+            cached_details: self.cached_details,
             ec: match self.ec {
                 // Without encoders there is nothing to be found again.
                 _ if self.encode == 0 => EcMode::None,
                 Ec::None => EcMode::None,
                 Ec::V1 => EcMode::V1,
                 Ec::V2 => EcMode::V2,
+                Ec::Example => EcMode::Example,
+                Ec::Nixl => EcMode::Nixl,
             },
             local_media: self.local_media,
             lmcache: self.lmcache(index.saturating_sub(self.prefill) as u16),
@@ -174,6 +207,18 @@ impl Cli {
                 _ => FaultPlan::default(),
             },
             ..EngineOptions::new(role)
+        }
+    }
+
+    /// That of the prefill or decode engine of this number.
+    fn side_port(&self, number: u16) -> u16 {
+        let usual = match self.kv {
+            Kv::Offloading => 7777,
+            _ => 8998,
+        };
+        match self.side_port.unwrap_or(usual) {
+            0 => 0,
+            first => first.saturating_add(number),
         }
     }
 
@@ -283,15 +328,20 @@ fn engines(cli: &Cli) -> ExitCode {
     for (role, address) in roles.iter().zip(sim.addresses()) {
         println!("{} {address}", role.name());
     }
+    for (index, role) in roles.iter().enumerate() {
+        if let Some(side) = sim.side(index) {
+            println!("side port of {} {}: {side}", role.name(), index);
+        }
+    }
     if let Some(address) = cli.notices {
         sim.notices_to(address);
     }
     wait(cli.for_s);
-    summary(&sim, &roles);
+    summary(&sim, &roles, cli.kv);
     ExitCode::SUCCESS
 }
 
-fn summary(sim: &Sim, roles: &[Role]) {
+fn summary(sim: &Sim, roles: &[Role], kv: Kv) {
     for (index, (role, address)) in roles.iter().zip(sim.addresses()).enumerate() {
         println!(
             "{} {address}: {} requests",
@@ -317,10 +367,12 @@ fn summary(sim: &Sim, roles: &[Role]) {
         l.encoded,
         l.embedded
     );
-    if l.pushes + l.loaded + l.recomputed > 0 {
+    if l.pushes + l.loaded + l.recomputed + l.unmet > 0 {
+        let what = kv.to_possible_value();
+        let what = what.map_or_else(String::new, |value| value.get_name().to_owned());
         println!(
-            "lmcache: pushed {} loaded {} recomputed {}",
-            l.pushes, l.loaded, l.recomputed
+            "{what}: pushed {} loaded {} recomputed {} unmet {}",
+            l.pushes, l.loaded, l.recomputed, l.unmet
         );
     }
     for text in l.violations.iter().take(20) {

@@ -46,7 +46,15 @@ impl Drop for Listed<'_> {
     }
 }
 
-pub(crate) async fn serve(engine: Rc<Engine>, stream: TcpStream, number: u64) {
+/// By which port a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Engine,
+    /// That of its bootstrap server.
+    Bootstrap,
+}
+
+pub(crate) async fn serve(engine: Rc<Engine>, stream: TcpStream, number: u64, gate: Gate) {
     let _ = stream.set_nodelay(true);
     let link = Link::new(stream);
     let idle_since = engine.ticker.get().into();
@@ -62,6 +70,7 @@ pub(crate) async fn serve(engine: Rc<Engine>, stream: TcpStream, number: u64) {
         link,
         door,
         number,
+        gate,
         chunked: Vec::new(),
         out: Vec::with_capacity(4096),
     };
@@ -77,6 +86,7 @@ struct Connection<'a> {
     link: Link,
     door: Rc<Door>,
     number: u64,
+    gate: Gate,
     /// The last chunked body.
     chunked: Vec<u8>,
     out: Vec<u8>,
@@ -110,8 +120,13 @@ impl Connection<'_> {
             };
             let engine = self.engine;
             let _open = Count::new(&engine.shared().open);
-            route::number(engine);
-            let fault = self.fault(&head);
+            let fault = match self.gate {
+                Gate::Engine => {
+                    route::number(engine);
+                    self.fault(&head)
+                }
+                Gate::Bootstrap => None,
+            };
             let body = match self.body(&head, fault).await {
                 Ok(body) => body,
                 Err(Stop::End) => return Ok(()),
@@ -283,7 +298,10 @@ impl Connection<'_> {
             shape,
             fault,
         };
-        let turn = route::turn(engine, &request, &mut out);
+        let turn = match self.gate {
+            Gate::Engine => route::turn(engine, &request, &mut out),
+            Gate::Bootstrap => route::bootstrap(engine, &request, &mut out),
+        };
         self.link.consume(body.taken);
         let result = match turn {
             Turn::Ready(status) => {

@@ -42,7 +42,9 @@ pub struct LedgerReport {
     pub embedded: u64,
     /// Pushed encodings that their consumers have taken.
     pub transferred: u64,
-    /// LMCache: prompts whose KV was pushed, was found by a D, and had to be computed by one.
+    /// Requests that waited in vain for the one at another engine.
+    pub unmet: u64,
+    /// LMCache, a store, offloading: prompts whose KV was pushed, was found by a D, and had to be computed by one.
     pub pushes: u64,
     pub loaded: u64,
     pub recomputed: u64,
@@ -293,6 +295,12 @@ impl Ledger {
             self.violation(|| format!("KV of another prompt was loaded: {name:?}"));
         }
         Fetch::Loaded { right: same }
+    }
+
+    /// A name for which KV was fetched before, or is just being.
+    pub fn reused_id(&self, engine: usize, id: &str) {
+        self.reused.fetch_add(1, Ordering::Relaxed);
+        self.violation(|| format!("engine {engine}: {id} names KV that was fetched before"));
     }
 
     fn reused(&self, name: GrantName) -> Fetch {

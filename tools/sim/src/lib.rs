@@ -4,6 +4,10 @@
 //!
 //! An independent witness for `pdrelay`: it shares no code with it.
 //!
+//! How KV gets from P to D is a dialect ([`KvMode`]): NIXL (`engine/kv`), LMCache (`engine/lmcache`), SGLang, Mooncake,
+//! the offloading connector and a common store (the files of these names in `engine/`, each with its rules and
+//! where they are from); media have theirs ([`EcMode`], `engine/ec`).
+//!
 //! ```text
 //! sim          the handle: start, kill, restart, faults, transcript, ledger
 //! thread       one runtime per thread: listeners, sweep          world   what threads share
@@ -11,7 +15,8 @@
 //! http/        heads, bodies, responses (odd shapes and faults included)
 //! engine/      route -> ask (validation) -> job (KV) -> answer | run (whatever takes time)
 //! transfer     KV that LMCache pushes, and its notices        push    ZeroMQ's PUSH
-//! ledger       grants of KV and what became of them              text    tokens from hashes
+//! meeting      two engines that are asked at once             cache   blocks of prompts
+//! ledger       grants of KV and what became of them           text    tokens from hashes
 //! dummy/       the dummy nodes of xPyD-proxy 1.0                  cli     the command line
 //! ```
 //!
@@ -22,6 +27,7 @@
 //! engines of one role) and `x-sim-shape: <name>`; names are those of [`Fault::parse`] and
 //! [`Shape::parse`].
 
+mod cache;
 pub mod cli;
 mod clock;
 mod connection;
@@ -32,6 +38,7 @@ mod http;
 mod json;
 mod ledger;
 mod link;
+mod meeting;
 mod options;
 mod push;
 mod sim;

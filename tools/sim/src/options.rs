@@ -74,6 +74,14 @@ pub enum KvMode {
     Nixl,
     /// Push by LMCache: P is told D's ports, and sends notices.
     Lmcache,
+    /// SGLang: both are asked at once, and meet in a room of P's bootstrap server.
+    Sglang,
+    /// MooncakeConnector: both are asked at once with one transfer id, and D with P's engine id.
+    Mooncake,
+    /// OffloadingConnector with its peer-to-peer tier: D pulls what P keeps under an id.
+    Offloading,
+    /// All find what any of them has computed (LMCache, SharedStorageConnector), and say if it is too little.
+    SharedStorage,
     None,
 }
 
@@ -85,6 +93,10 @@ pub enum EcMode {
     V1,
     /// Encoders report handles and metadata; others may be shown those in place of the media.
     V2,
+    /// `ec-example` of llm-d's sidecar: by what the media hold; encoders get the client's request with one item.
+    Example,
+    /// Its `ec-nixl`: the same, and encoders report handles; without those the others cannot fetch.
+    Nixl,
 }
 
 /// What D does when KV cannot be loaded (`kv_load_failure_policy`).
@@ -114,6 +126,14 @@ pub struct EngineOptions {
     pub local_media: bool,
     /// With `KvMode::Lmcache`.
     pub lmcache: LmcacheOptions,
+    /// The port of its bootstrap server (P of SGLang and Mooncake) or of its peers (offloading). 0 = any free one.
+    pub side_port: u16,
+    /// Data-parallel ranks, each an engine of its own to Mooncake.
+    pub ranks: u32,
+    /// How long one side of a meeting waits for the other (SGLang: 300 s; Mooncake: 480 s).
+    pub patience: Duration,
+    /// Usage says how much of the prompt was cached (`--enable-prompt-tokens-details`); else always 0.
+    pub cached_details: bool,
     /// Hand-overs are with simulators in other processes, whose grants cannot be looked up here: params
     /// of the right form are taken at their word.
     pub kv_elsewhere: bool,
@@ -163,6 +183,10 @@ impl EngineOptions {
             images_max: 0,
             local_media: false,
             lmcache: LmcacheOptions::default(),
+            side_port: 0,
+            ranks: 1,
+            patience: Duration::from_secs(300),
+            cached_details: false,
             kv_elsewhere: false,
             require_key: None,
             strict: Strict::default(),
@@ -177,6 +201,15 @@ impl EngineOptions {
             trimmed: false,
             sampling: false,
             faults: FaultPlan::default(),
+        }
+    }
+
+    /// Is there another port by which it is named to others?
+    pub(crate) fn has_side_port(&self) -> bool {
+        match self.kv {
+            KvMode::Sglang | KvMode::Mooncake => self.role == Role::Prefill,
+            KvMode::Offloading => true,
+            _ => false,
         }
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::cache::Cache;
 use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, LedgerReport, lock};
+use crate::meeting::Meetings;
 use crate::options::{Notices, Options};
 use crate::thread::{Post, run};
 use crate::transcript::{Received, Transcript};
@@ -48,10 +50,17 @@ impl Sim {
         for (index, engine) in options.engines.iter().enumerate() {
             let (socket, address) = reserve(SocketAddr::new(options.host, engine.port))?;
             ports.push(socket);
+            let mut side = None;
+            if engine.has_side_port() {
+                let (socket, address) = reserve(SocketAddr::new(options.host, engine.side_port))?;
+                ports.push(socket);
+                side = Some(address);
+            }
             ledger.begin(index, 1);
             let transcript = options.record.then(Transcript::default);
-            engines.push(Shared::new(engine.clone(), address, transcript));
+            engines.push(Shared::new(engine.clone(), address, side, transcript));
         }
+        let caches = engines.iter().map(|_| Cache::default()).collect();
         let world = Arc::new(World {
             seed: options.seed,
             threads,
@@ -60,6 +69,9 @@ impl Sim {
             ledger,
             encodings: Encodings::default(),
             transfers: Transfers::default(),
+            meetings: Meetings::default(),
+            caches,
+            store: Cache::default(),
         });
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, settled) = mpsc::channel();
@@ -129,6 +141,11 @@ impl Sim {
         &self.addresses
     }
 
+    /// Where an engine's bootstrap server (P of SGLang and Mooncake) or its peers (offloading) are.
+    pub fn side(&self, engine: usize) -> Option<SocketAddr> {
+        self.world.engines[engine].side
+    }
+
     /// What the engine received, oldest first. Empty if `record` is off.
     pub fn transcript(&self, engine: usize) -> Vec<Received> {
         self.world.engines[engine]
@@ -147,6 +164,7 @@ impl Sim {
             pushes: load(&transfers.pushes),
             loaded: load(&transfers.loaded),
             recomputed: load(&transfers.recomputed),
+            unmet: load(&self.world.meetings.unmet),
             ..self.world.ledger.report(self.world.now())
         }
     }
@@ -175,7 +193,7 @@ impl Sim {
     /// Closes the listener and breaks all connections with RST; the KV is lost.
     pub fn kill(&self, engine: usize) {
         if self.world.engines[engine].up.swap(false, Ordering::AcqRel) {
-            self.world.ledger.end(engine);
+            self.world.lose(engine);
         }
         self.settle();
     }

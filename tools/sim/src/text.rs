@@ -4,6 +4,9 @@
 /// Bytes per token.
 const PIECE: usize = 3;
 pub(crate) const IMAGE_TOKENS: u32 = 256;
+/// Tokens that share a block of KV, and the bytes that they stand for.
+pub(crate) const BLOCK_TOKENS: u32 = 16;
+pub(crate) const BLOCK_BYTES: usize = BLOCK_TOKENS as usize * PIECE;
 /// Length of one generated token: ` w` + six hex digits of the prompt's mark + four of the position.
 pub(crate) const TOKEN_BYTES: usize = 12;
 /// What a hash is turned by when D read the wrong KV: the text is fluent, and wrong.

@@ -17,10 +17,11 @@ use monoio::net::{ListenerOpts, TcpListener, UnixStream};
 use monoio::time::{TimeDriver, sleep};
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
 
-use crate::connection::serve;
+use crate::connection::{Gate, serve};
 use crate::engine::Engine;
 use crate::fault::Fault;
 use crate::ledger::lock;
+use crate::options::KvMode;
 use crate::world::World;
 
 const SWEEP: Duration = Duration::from_millis(100);
@@ -114,7 +115,7 @@ async fn main(world: Arc<World>, post: Post) {
         (post.settled)(settle_all());
     }
     for engine in &engines {
-        engine.close_listener();
+        engine.close_listeners();
         engine.reset_connections();
     }
     // Let the tasks end by themselves: a runtime dropped over I/O in flight is not worth the risk.
@@ -136,7 +137,7 @@ pub(crate) fn settle(engine: &Rc<Engine>) -> io::Result<()> {
         0
     };
     if engine.incarnation.replace(incarnation) != incarnation {
-        engine.close_listener();
+        engine.close_listeners();
         engine.reset_connections();
         engine
             .id
@@ -144,13 +145,24 @@ pub(crate) fn settle(engine: &Rc<Engine>) -> io::Result<()> {
     }
     let open = up && *lock(&shared.fault) != Some(Fault::Refuse);
     if !open {
-        engine.close_listener();
-    } else if engine.listener.get().is_none() {
-        let opts = ListenerOpts::new().backlog(4096);
-        let listener = TcpListener::bind_with_config(shared.address, &opts)?;
-        plain_congestion_control(listener.as_raw_fd());
-        engine.listener.set(Some(listener.as_raw_fd()));
-        monoio::spawn(accept(engine.clone(), listener));
+        engine.close_listeners();
+        return Ok(());
+    }
+    // Of the others that have a side port nobody comes by HTTP.
+    let bootstraps = matches!(shared.options.kv, KvMode::Sglang | KvMode::Mooncake);
+    let doors = [
+        (Gate::Engine, Some(shared.address)),
+        (Gate::Bootstrap, shared.side.filter(|_| bootstraps)),
+    ];
+    for (gate, address) in doors {
+        let place = &engine.listeners[gate as usize];
+        if let (None, Some(address)) = (place.get(), address) {
+            let opts = ListenerOpts::new().backlog(4096);
+            let listener = TcpListener::bind_with_config(address, &opts)?;
+            plain_congestion_control(listener.as_raw_fd());
+            place.set(Some(listener.as_raw_fd()));
+            monoio::spawn(accept(engine.clone(), listener, gate));
+        }
     }
     Ok(())
 }
@@ -166,11 +178,11 @@ fn plain_congestion_control(listener: i32) {
     }
 }
 
-async fn accept(engine: Rc<Engine>, listener: TcpListener) {
+async fn accept(engine: Rc<Engine>, listener: TcpListener, gate: Gate) {
     let fd = listener.as_raw_fd();
     loop {
         let accepted = listener.accept().await;
-        if engine.listener.get() != Some(fd) {
+        if engine.listeners[gate as usize].get() != Some(fd) {
             return;
         }
         match accepted {
@@ -182,7 +194,7 @@ async fn accept(engine: Rc<Engine>, listener: TcpListener) {
                 let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
                 monoio::spawn(guarded(
                     engine.clone(),
-                    serve(engine.clone(), stream, number),
+                    serve(engine.clone(), stream, number, gate),
                 ));
             }
             // Out of descriptors, or a connection that died in the queue.

@@ -6,9 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::cache::Cache;
 use crate::engine::ec::Encodings;
 use crate::fault::Fault;
 use crate::ledger::{Ledger, lock};
+use crate::meeting::Meetings;
 use crate::options::EngineOptions;
 use crate::text::{hash, mix, push_hex};
 use crate::transcript::Transcript;
@@ -22,11 +24,18 @@ pub(crate) struct World {
     pub ledger: Ledger,
     pub encodings: Encodings,
     pub transfers: Transfers,
+    pub meetings: Meetings,
+    /// Of each engine.
+    pub caches: Vec<Cache>,
+    /// Of all.
+    pub store: Cache,
 }
 
 pub(crate) struct Shared {
     pub options: EngineOptions,
     pub address: SocketAddr,
+    /// Of its bootstrap server or its peers.
+    pub side: Option<SocketAddr>,
     /// Counts starts, from 1. The engine id depends on it, so old params name no living engine.
     pub incarnation: AtomicU32,
     pub up: AtomicBool,
@@ -60,12 +69,14 @@ impl Shared {
     pub fn new(
         options: EngineOptions,
         address: SocketAddr,
+        side: Option<SocketAddr>,
         transcript: Option<Transcript>,
     ) -> Shared {
         Shared {
             faulty: AtomicBool::new(!options.faults.rates.is_empty()),
             options,
             address,
+            side,
             incarnation: AtomicU32::new(1),
             up: AtomicBool::new(true),
             fault: Mutex::new(None),
@@ -93,6 +104,13 @@ impl World {
     /// Nanoseconds since the simulator's start.
     pub fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
+    }
+
+    /// The engine is gone, and with it what it had.
+    pub fn lose(&self, engine: usize) {
+        self.ledger.end(engine);
+        self.meetings.end(engine);
+        self.caches[engine].clear();
     }
 
     /// The fault this request gets, by wish from outside or by plan.

@@ -52,17 +52,24 @@ fn push_prompt_ids(out: &mut Vec<u8>, job: &Job, choice: u32) {
     }
 }
 
-pub(crate) fn push_usage(out: &mut Vec<u8>, prompt: u64, completion: u64) {
+pub(crate) fn push_usage(out: &mut Vec<u8>, engine: &Engine, job: &Job, completion: u64) {
+    let prompt = job.ask.prompt_tokens();
+    let cached = match engine.options().cached_details {
+        true => job.cached,
+        false => 0,
+    };
     put(out, b"{\"prompt_tokens\":");
     push_number(out, prompt);
     put(out, b",\"total_tokens\":");
     push_number(out, prompt + completion);
     put(out, b",\"completion_tokens\":");
     push_number(out, completion);
+    put(out, b",\"prompt_tokens_details\":{\"cached_tokens\":");
+    push_number(out, cached);
     put(
         out,
-        b",\"prompt_tokens_details\":{\"cached_tokens\":0,\"created_cache_tokens\":null,\
-          \"multimodal_tokens\":null},\"completion_tokens_details\":null}",
+        b",\"created_cache_tokens\":null,\"multimodal_tokens\":null},\
+          \"completion_tokens_details\":null}",
     );
 }
 
@@ -148,7 +155,7 @@ pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
         out,
         b"],\"service_tier\":null,\"system_fingerprint\":\"vllm-0.32.0-pdsim\",\"usage\":",
     );
-    push_usage(out, job.ask.prompt_tokens(), tokens);
+    push_usage(out, engine, job, tokens);
     if chat {
         put(out, b",\"prompt_logprobs\":null,\"prompt_token_ids\":");
         push_prompt_ids(out, job, 0);
@@ -187,7 +194,7 @@ fn push_choice(out: &mut Vec<u8>, job: &Job, choice: u32) {
     }
     push_logprobs(out, job, choice, 0, length);
     put(out, b",\"finish_reason\":");
-    put(out, if stopped { b"\"stop\"" } else { b"\"length\"" });
+    put(out, job.finish_reason(stopped));
     put(out, b",\"stop_reason\":null,\"token_ids\":");
     match job.ask.return_ids {
         Some(_) => push_ids(out, job, choice, 0, length),

@@ -25,8 +25,8 @@ pub(crate) struct Ask {
     pub ignore_eos: bool,
     /// Texts of the prompts, kept only if the answer must show their ids.
     pub return_ids: Option<Vec<Vec<u8>>>,
-    /// The first prompt as text, kept only if a turn of a conversation may hang on it.
-    pub text: Option<Vec<u8>>,
+    /// The prompts as text, kept only if a turn of a conversation or a cache may hang on them.
+    pub texts: Option<Vec<Vec<u8>>>,
     /// Where `kv_transfer_params` is in the body, when it is there and not null.
     pub kv: Option<(usize, usize)>,
 }
@@ -38,6 +38,11 @@ impl Ask {
 
     pub fn prompt_tokens(&self) -> u64 {
         self.prompts.iter().map(|p| u64::from(p.tokens)).sum()
+    }
+
+    /// The first prompt as text, if it was kept.
+    pub fn text(&self) -> Option<&[u8]> {
+        self.texts.as_ref()?.first().map(Vec::as_slice)
     }
 
     /// Tokens that a prompt's answer has, and whether it ends on EOS.
@@ -199,7 +204,7 @@ pub(crate) fn read(
         continuous_usage,
         logprobs,
         ignore_eos: flag(raw.ignore_eos, "ignore_eos")?,
-        text: texts.as_ref().and_then(|t| t.first().cloned()),
+        texts: texts.clone().filter(|_| keep_text),
         return_ids: texts.filter(|_| wants_ids),
         kv,
     })

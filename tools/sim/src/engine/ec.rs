@@ -176,7 +176,9 @@ fn push_metadata(out: &mut Vec<u8>, encoding: &Encoding, nested: bool) {
 pub(crate) fn encode(engine: &Engine, body: &[u8], all: &[Member]) -> Result<Vec<u8>, ApiError> {
     let (world, options) = (&engine.world, engine.options());
     let asked = |name: &str| top(body, all, name.as_bytes());
-    for m in all {
+    // A sidecar sends the client's whole request with one item in it.
+    let whole = matches!(options.ec, EcMode::Example | EcMode::Nixl);
+    for m in all.iter().filter(|_| !whole) {
         let key = unescape(&body[m.key.0 as usize..m.key.1 as usize]);
         let known: &[&[u8]] = &[
             b"model",
@@ -203,8 +205,8 @@ pub(crate) fn encode(engine: &Engine, body: &[u8], all: &[Member]) -> Result<Vec
         ));
     }
     match (options.ec, asked("max_tokens")) {
-        (EcMode::V1, Some(b"1")) | (EcMode::V2, None) => {}
-        (EcMode::V1, _) => {
+        (EcMode::V1 | EcMode::Example | EcMode::Nixl, Some(b"1")) | (EcMode::V2, None) => {}
+        (EcMode::V1 | EcMode::Example | EcMode::Nixl, _) => {
             let what = "max_tokens must be 1: this encoder would decode";
             return Err(ApiError::value(Some("max_tokens"), what));
         }
@@ -224,6 +226,15 @@ pub(crate) fn encode(engine: &Engine, body: &[u8], all: &[Member]) -> Result<Vec
     }
     if parts.len() > 1 && parts.iter().any(|part| part.kind != "image") {
         return Err(bad("only images are encoded together"));
+    }
+    if whole && parts.len() > 1 {
+        return Err(bad("a sidecar's encoder takes one item"));
+    }
+    if whole && asked("kv_transfer_params").is_some() {
+        return Err(ApiError::value(
+            Some("kv_transfer_params"),
+            "an encoder transfers no KV",
+        ));
     }
     if options.images_max > 0 && parts.len() > options.images_max {
         let most = options.images_max;
@@ -262,7 +273,7 @@ pub(crate) fn encode(engine: &Engine, body: &[u8], all: &[Member]) -> Result<Vec
         by_name.insert(name.clone(), encoding.clone());
     }
     drop(by_name);
-    if options.ec == EcMode::V1 {
+    if matches!(options.ec, EcMode::V1 | EcMode::Example) {
         return Ok(Vec::new());
     }
     Ok(report(engine, &made))
@@ -329,6 +340,13 @@ fn handle(encoding: &Encoding) -> Vec<u8> {
     format!("\"peer_host\":\"127.0.0.1\",\"peer_port\":{port},\"size_bytes\":{size}").into_bytes()
 }
 
+/// Do the params say where the encoding of this name is?
+fn told(params: Option<&[u8]>, name: &[u8], encoding: &Encoding) -> bool {
+    let mut all = params.into_iter().flat_map(members);
+    let reported = all.find(|(key, _)| *unescape(key) == *name);
+    reported.is_some_and(|(_, value)| memchr::memmem::find(value, &handle(encoding)).is_some())
+}
+
 /// What a prefill or decode engine is shown of encodings: checked, and what they stand for.
 pub(crate) fn look(
     engine: &Engine,
@@ -355,15 +373,24 @@ pub(crate) fn look(
         let name = part.name();
         let known = by_name.get(&name);
         if !part.embeds {
-            if known.is_none() {
-                let index = engine.index;
-                world
-                    .ledger
-                    .violation(|| format!("engine {index}: media that nobody encoded"));
+            let index = engine.index;
+            let note = |what| {
+                world.ledger.violation(|| format!("engine {index}: {what}"));
+            };
+            let Some(encoding) = known else {
+                note("media that nobody encoded");
+                continue;
+            };
+            if options.ec == EcMode::Nixl {
+                // Without a handle it encodes by itself: the same text, and the encoder's work for nothing.
+                match told(params, &name, encoding) {
+                    true => _ = world.encodings.embedded.fetch_add(1, Ordering::Relaxed),
+                    false => note("ec_transfer_params does not say where its media are encoded"),
+                }
             }
             continue;
         }
-        if options.ec == EcMode::V1 {
+        if options.ec != EcMode::V2 {
             return Err(bad("You must set `--enable-mm-embeds` to input embeddings"));
         }
         if part.uuid.is_none() {
@@ -380,13 +407,7 @@ pub(crate) fn look(
         if given != wanted {
             return Err(bad(format!("{shown} has other metadata")));
         }
-        let reported = params.and_then(|params| {
-            members(params)
-                .find(|(key, _)| *unescape(key) == *name)
-                .map(|(_, value)| value)
-        });
-        let same = |value: &[u8]| memchr::memmem::find(value, &handle(encoding)).is_some();
-        if !reported.is_some_and(same) {
+        if !told(params, &name, encoding) {
             return Err(bad(format!(
                 "ec_transfer_params does not say where {shown} is"
             )));

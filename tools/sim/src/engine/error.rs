@@ -14,6 +14,8 @@ pub(crate) struct ApiError {
     /// Found while the body was still being read as a request: the scheduler never saw its
     /// `kv_transfer_params`, so P is not told to free anything.
     pub before_engine: bool,
+    /// In the shape of SGLang's server.
+    pub flat: bool,
 }
 
 impl ApiError {
@@ -58,6 +60,7 @@ impl ApiError {
             message: message.into(),
             param: param.map(Cow::Borrowed),
             before_engine: false,
+            flat: false,
         }
     }
 
@@ -68,6 +71,7 @@ impl ApiError {
             message: format!("The model `{name}` does not exist."),
             param: Some("model".into()),
             before_engine: false,
+            flat: false,
         }
     }
 
@@ -79,7 +83,26 @@ impl ApiError {
         }
     }
 
+    /// A failure as SGLang tells it.
+    pub fn sglang(message: impl Into<String>) -> ApiError {
+        ApiError {
+            kind: "500",
+            flat: true,
+            ..ApiError::internal(message)
+        }
+    }
+
     pub fn push_json(&self, out: &mut Vec<u8>) {
+        if self.flat {
+            out.extend_from_slice(b"{\"object\":\"error\",\"message\":");
+            push_string(out, &self.message);
+            out.extend_from_slice(b",\"type\":");
+            push_string(out, self.kind);
+            out.extend_from_slice(b",\"param\":null,\"code\":");
+            push_number(out, self.status.into());
+            out.push(b'}');
+            return;
+        }
         out.extend_from_slice(b"{\"error\":{\"message\":");
         push_string(out, &self.message);
         out.extend_from_slice(b",\"type\":");

@@ -9,8 +9,11 @@ use super::ec::Lens;
 use super::error::ApiError;
 use super::kv::{KvAsk, Source, push_params, push_request_id};
 use super::lmcache::Lmcache;
+use super::tie::{Kind, Tie};
+use crate::cache::Blocks;
 use crate::http::head::Head;
 use crate::ledger::{Fetch, GrantName, Holds};
+use crate::meeting::Decode;
 use crate::options::{KvMode, LoadFailure, Role};
 use crate::text::{detokenize, hash, mix, push_hex, stale, token_id};
 use crate::world::add;
@@ -33,6 +36,17 @@ pub(crate) struct Job {
     pub ec: Vec<u8>,
     /// With `KvMode::Lmcache`.
     lmcache: Lmcache,
+    /// With the dialects in which both engines are asked at once.
+    pub tie: Tie,
+    /// The whole blocks of its prompts; none where nothing is cached.
+    blocks: Vec<Blocks>,
+    /// From whose cache it may pull.
+    source: Option<usize>,
+    /// How much of the prompt must be in the store, and that it is not.
+    threshold: f64,
+    pub missed: bool,
+    /// Prompt tokens that usage calls cached.
+    pub cached: u64,
     /// What the tokens are drawn by besides the prompt; 0 for greedy ones.
     draw: u64,
     /// Its text begins without white space.
@@ -81,7 +95,10 @@ pub(crate) fn accept(
         false => super::ec::look(engine, head.text(input, head.rank), body, members)?,
     };
     let limits = (&*options.model, options.max_model_len);
-    let asked = super::ask::read(body, members, chat, limits, &lens, options.bidirectional);
+    let caches =
+        options.cached_details || matches!(options.kv, KvMode::Offloading | KvMode::SharedStorage);
+    let keep_text = options.bidirectional || caches;
+    let asked = super::ask::read(body, members, chat, limits, &lens, keep_text);
     let request_id = head.text(input, head.request_id);
     let mut ask = asked.map_err(|e| forgive(engine, e, body, members))?;
     let mut ec = Vec::new();
@@ -93,15 +110,38 @@ pub(crate) fn accept(
         KvMode::Lmcache => super::lmcache::read(engine, body, members, chat, &mut ask)?,
         _ => Lmcache::default(),
     };
+    let blocks = match &ask.texts {
+        Some(texts) if caches => {
+            let all = ask.prompts.iter().zip(texts);
+            all.map(|(prompt, text)| Blocks::of(text, prompt.media))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
     let draw = match options.sampling {
         true => draw(engine, body, members),
         false => 0,
     };
-    let kv = match ask.kv {
-        Some((from, to)) if options.kv == KvMode::Nixl => {
-            super::kv::read(world, engine.index, &body[from..to])?
+    let params = ask.kv.map(|(from, to)| &body[from..to]);
+    let (mut source, mut threshold) = (None, 0.0);
+    let (tie, kv) = match (options.kv, params) {
+        (KvMode::Nixl, Some(params)) => (Tie::None, super::kv::read(world, engine.index, params)?),
+        (KvMode::Sglang, _) => super::sglang::read(engine, body, members, &mut ask)?,
+        (KvMode::Mooncake, _) => {
+            super::mooncake::read(engine, head.text(input, head.rank), params, &ask)?
         }
-        _ => KvAsk::Nothing,
+        (KvMode::Offloading, _) => {
+            let none = Blocks::default();
+            let first = blocks.first().unwrap_or(&none);
+            let (tie, kv, from) = super::offloading::read(engine, params, &ask, first);
+            source = from;
+            (tie, kv)
+        }
+        (KvMode::SharedStorage, _) => {
+            threshold = super::store::threshold(body, members)?;
+            (Tie::None, KvAsk::Nothing)
+        }
+        _ => (Tie::None, KvAsk::Nothing),
     };
     if request_id.is_empty() && options.strict.request_id {
         world
@@ -122,6 +162,12 @@ pub(crate) fn accept(
         params: Vec::new(),
         ec,
         lmcache,
+        tie,
+        blocks,
+        source,
+        threshold,
+        missed: false,
+        cached: 0,
         draw,
         trimmed: options.trimmed && ask.chat,
         ask,
@@ -177,7 +223,8 @@ fn forgive(
     body: &[u8],
     members: &[crate::json::Member],
 ) -> ApiError {
-    if error.before_engine || engine.options().kv != KvMode::Nixl {
+    let kv = engine.options().kv;
+    if error.before_engine || !matches!(kv, KvMode::Nixl | KvMode::Mooncake) {
         return error;
     }
     let named = members.iter().rev().find(|m| {
@@ -186,7 +233,9 @@ fn forgive(
     });
     if let Some(member) = named {
         let object = &body[member.value.0 as usize..member.value.1 as usize];
-        if let Ok(KvAsk::Load(Source::Grant(grant))) =
+        if kv == KvMode::Mooncake {
+            super::mooncake::reject(engine, object);
+        } else if let Ok(KvAsk::Load(Source::Grant(grant))) =
             super::kv::read(&engine.world, engine.index, object)
         {
             abandon(engine, grant);
@@ -222,6 +271,9 @@ impl Job {
 
     /// Tokens of `choice`, and whether it ends on EOS.
     pub fn length(&self, choice: u32) -> (u32, bool) {
+        if self.missed {
+            return (0, false);
+        }
         self.ask
             .length(&self.ask.prompts[(choice / self.ask.n) as usize])
     }
@@ -231,8 +283,9 @@ impl Job {
         self.ask.prompts[(choice / self.ask.n) as usize].lead
     }
 
-    /// LMCache: looks for the prompt's KV before anything is computed.
+    /// LMCache, caches, a store: looks for the prompt's KV before anything is computed.
     pub fn look(&mut self, engine: &Engine) {
+        self.look_in_caches(engine);
         let Some(key) = self.lmcache.look.take() else {
             return;
         };
@@ -243,6 +296,23 @@ impl Job {
                 .load(&engine.world, engine.index, key)
         {
             self.external = self.ask.prompt_tokens();
+        }
+    }
+
+    /// Turns of a stream: one for each token of the longest choice; and one to say that there are none.
+    pub fn rounds(&self) -> u32 {
+        self.longest().max(u32::from(self.missed))
+    }
+
+    pub fn has_event(&self, choice: u32, index: u32) -> bool {
+        self.missed || index < self.length(choice).0
+    }
+
+    pub fn finish_reason(&self, stopped: bool) -> &'static [u8] {
+        match (self.missed, stopped) {
+            (true, _) => b"\"cache_threshold\"",
+            (_, true) => b"\"stop\"",
+            _ => b"\"length\"",
         }
     }
 
@@ -267,7 +337,7 @@ impl Job {
                     .then_some(self.request);
                 let holds = match whole {
                     true => Holds::Prompt(self.ask.prompts[0].hash),
-                    false => Holds::StartOf(self.ask.text.as_deref().unwrap_or_default()),
+                    false => Holds::StartOf(self.ask.text().unwrap_or_default()),
                 };
                 let me = (engine.index, engine.incarnation.get());
                 engine
@@ -281,12 +351,11 @@ impl Job {
             if shared.options.load_failure == LoadFailure::Recompute {
                 return Ok(());
             }
-            return Err(ApiError::internal(
-                "Request failed due to KV load failure: the remote blocks could not be read.",
-            ));
+            return Err(load_failure());
         };
         add(&shared.counters.transfers, 1);
         self.external = self.ask.prompt_tokens();
+        self.cached = self.external;
         if !right {
             self.wrong_from = 0;
         } else if self.ask.prompts.len() > 1 {
@@ -303,6 +372,13 @@ impl Job {
 
     /// The prompt is in this engine's KV: hold it for another if asked to.
     pub fn produce(&mut self, engine: &Engine) {
+        if self.missed {
+            return;
+        }
+        self.keep(engine);
+        if self.tie.gives() {
+            return self.give(engine);
+        }
         let (shared, ledger) = (engine.shared(), &engine.world.ledger);
         if shared.options.kv == KvMode::Lmcache {
             let prompt = self.ask.prompts[0].hash;
@@ -373,10 +449,10 @@ impl Job {
     /// The texts that a prompt may begin with for the KV of this answer to be its own: told on in text, or in
     /// token ids.
     fn told(&self, choice: u32, tokens: u32) -> Vec<Vec<u8>> {
-        let Some(text) = self.ask.text.as_ref().filter(|_| tokens > 0) else {
+        let Some(text) = self.ask.text().filter(|_| tokens > 0) else {
             return Vec::new();
         };
-        let mut start = text.clone();
+        let mut start = text.to_vec();
         if self.ask.chat {
             start.extend_from_slice(b"<|assistant|>");
         }
@@ -400,5 +476,147 @@ impl Job {
             .map(|c| u64::from(self.length(c).0))
             .sum();
         add(&counters.generated, tokens);
+    }
+}
+
+/// What a D says that got no KV and may not compute it.
+pub(super) fn load_failure() -> ApiError {
+    ApiError::internal(
+        "Request failed due to KV load failure: the remote blocks could not be read.",
+    )
+}
+
+impl Engine {
+    /// Reads what a P holds, as that of this prompt.
+    pub fn fetch(&self, grant: GrantName, prompt: u64, request: Option<u64>) -> Fetch {
+        let me = (self.index, self.incarnation.get());
+        let (ledger, now) = (&self.world.ledger, self.world.now());
+        ledger.fetch(me, grant, Holds::Prompt(prompt), request, now)
+    }
+}
+
+/// Caches, and hand-overs between two that are asked at once.
+impl Job {
+    /// What of the prompt is there already: in this engine, in the common store, at another engine.
+    fn look_in_caches(&mut self, engine: &Engine) {
+        let (world, options) = (&engine.world, engine.options());
+        let own = &world.caches[engine.index];
+        let (mut here, mut away, mut blocks) = (0, 0, 0);
+        for of_prompt in &self.blocks {
+            let local = own.hit(of_prompt);
+            let stored = match (options.kv, self.source) {
+                (KvMode::SharedStorage, _) => world.store.hit(of_prompt),
+                (KvMode::Offloading, Some(peer)) => world.caches[peer].hit(of_prompt),
+                _ => 0,
+            };
+            here += local;
+            away += stored.saturating_sub(local);
+            blocks += of_prompt.tokens();
+        }
+        let tokens = self.ask.prompt_tokens();
+        self.cached = (here + away).min(tokens);
+        if options.kv == KvMode::SharedStorage {
+            let rate = self.cached as f64 / tokens.max(1) as f64;
+            self.missed = self.threshold > 0.0 && rate < self.threshold;
+        }
+        if self.missed || blocks == 0 {
+            return;
+        }
+        if away > 0 {
+            self.external = away.min(tokens);
+            add(&world.transfers.loaded, 1);
+        }
+        if options.kv == KvMode::SharedStorage
+            && options.role == Role::Decode
+            && here + away < blocks
+        {
+            add(&world.transfers.recomputed, 1);
+        }
+    }
+
+    /// It has the KV of its prompts now, however it came by it.
+    fn keep(&self, engine: &Engine) {
+        let (world, options) = (&engine.world, engine.options());
+        for blocks in &self.blocks {
+            world.caches[engine.index].put(blocks);
+            if options.kv == KvMode::SharedStorage {
+                world.store.put(blocks);
+            }
+        }
+        let stores = options.kv == KvMode::SharedStorage && options.role == Role::Prefill;
+        if stores && self.blocks.iter().any(|blocks| !blocks.0.is_empty()) {
+            add(&world.transfers.pushes, 1);
+        }
+    }
+
+    /// Prompt `index` is to be read from this grant.
+    pub fn fetch(&self, engine: &Engine, index: usize, grant: GrantName) -> Fetch {
+        let strict = engine.options().strict.same_request_id;
+        let request = strict.then_some(self.request);
+        engine.fetch(grant, self.ask.prompts[index].hash, request)
+    }
+
+    /// It was, rightly or wrongly.
+    pub fn loaded(&mut self, engine: &Engine, index: usize, right: bool) {
+        add(&engine.shared().counters.transfers, 1);
+        let whole = u64::from(self.ask.prompts[index].tokens);
+        self.external += match self.blocks.get(index) {
+            // Only whole blocks travel.
+            Some(blocks) if engine.options().kv == KvMode::Offloading => blocks.tokens(),
+            _ => whole,
+        };
+        self.external = self.external.min(self.ask.prompt_tokens());
+        self.cached = self.cached.max(self.external);
+        if engine.options().kv == KvMode::Offloading {
+            add(&engine.world.transfers.loaded, 1);
+        }
+        if !right {
+            self.wrong_from = self.wrong_from.min(index);
+        } else if engine.options().kv == KvMode::Mooncake && self.ask.prompts.len() > 1 {
+            // What the others read is the first one's.
+            self.wrong_from = self.wrong_from.min(1);
+        }
+    }
+
+    /// P has what D comes for.
+    fn give(&mut self, engine: &Engine) {
+        let Tie::Give(kind, seats) = &mut self.tie else {
+            return;
+        };
+        // Mooncake keeps nothing of an answer that did not end at its limit.
+        let stopped = {
+            let (prompts, ask) = (&self.ask.prompts, &self.ask);
+            prompts.iter().any(|prompt| ask.length(prompt).1)
+        };
+        if *kind == Kind::Mooncake && stopped {
+            seats.clear();
+            return;
+        }
+        let (world, now) = (&engine.world, engine.world.now());
+        let lease = engine.options().lease.as_nanos() as u64;
+        for (seat, prompt) in seats.iter_mut().zip(&self.ask.prompts) {
+            if seat.given() {
+                continue;
+            }
+            let opening = crate::ledger::Opening {
+                prompt: prompt.hash,
+                told: Vec::new(),
+                tokens: prompt.tokens,
+                request: self.request,
+                deadline: now.saturating_add(lease),
+            };
+            let name = hash(0, &seat.name.text);
+            let number = world.ledger.open(engine.index, opening, now, |_| name);
+            let grant = GrantName {
+                engine: engine.index,
+                incarnation: engine.incarnation.get(),
+                number,
+                name,
+            };
+            if seat.ready(grant) == Decode::Left {
+                // D has said that it does not come.
+                world.ledger.release(grant);
+            }
+        }
     }
 }

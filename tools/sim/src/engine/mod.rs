@@ -8,12 +8,17 @@ pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod kv;
 pub(crate) mod lmcache;
+pub(crate) mod mooncake;
+pub(crate) mod offloading;
 pub(crate) mod prompt;
 pub(crate) mod route;
 pub(crate) mod rules;
 pub(crate) mod run;
 pub(crate) mod schedule;
+pub(crate) mod sglang;
+pub(crate) mod store;
 pub(crate) mod stream;
+pub(crate) mod tie;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -41,8 +46,8 @@ pub(crate) struct Engine {
     pub incarnation: Cell<u32>,
     pub id: Cell<[u8; 36]>,
     pub doors: RefCell<HashMap<u64, Rc<Door>>>,
-    /// The listener's descriptor while there is one.
-    pub listener: Cell<Option<RawFd>>,
+    /// The listeners' descriptors while there are any: the engine's, and that of its bootstrap server.
+    pub listeners: [Cell<Option<RawFd>>; 2],
     pub prefill: Rc<Prefill>,
     pub decode: Rc<Decode>,
     /// This thread's coarse clock (milliseconds), shared by its engines.
@@ -71,7 +76,7 @@ impl Engine {
             incarnation: Cell::new(0),
             id: Cell::new([0; 36]),
             doors: RefCell::default(),
-            listener: Cell::new(None),
+            listeners: [const { Cell::new(None) }; 2],
             prefill,
             decode,
             ticker,
@@ -89,17 +94,23 @@ impl Engine {
 
     /// The process dies: for all threads, which notice within their next sweep.
     pub fn die(self: &Rc<Self>) {
-        self.world
-            .ledger
-            .violation(|| format!("engine {} was made to die", self.index));
-        self.world.ledger.end(self.index);
-        self.shared().up.store(false, Ordering::Release);
+        self.crash("it was made to die");
         let _ = crate::thread::settle(self);
     }
 
-    /// Closes the listener; a waiting accept ends with an error.
-    pub fn close_listener(&self) {
-        if let Some(fd) = self.listener.take() {
+    /// The same, and this thread notices in its next sweep, too: the request that did it may be answered.
+    pub fn crash(&self, why: &str) {
+        let index = self.index;
+        self.world
+            .ledger
+            .violation(|| format!("engine {index}: {why}"));
+        self.world.lose(index);
+        self.shared().up.store(false, Ordering::Release);
+    }
+
+    /// Closes the listeners; a waiting accept ends with an error.
+    pub fn close_listeners(&self) {
+        for fd in self.listeners.iter().filter_map(Cell::take) {
             // SAFETY: the accept task keeps the descriptor open until it sees this.
             unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
         }

@@ -20,6 +20,8 @@ pub(crate) struct Prompt {
     pub eos_at: Option<u32>,
     /// Tokens of the answer that are in the prompt already.
     pub lead: u32,
+    /// A hash of what is in it besides text; 0: nothing.
+    pub media: u64,
 }
 
 /// The hash of a text prompt of `/v1/completions`, for tests to tell what text must come.
@@ -57,6 +59,7 @@ fn of_text(text: &[u8]) -> Prompt {
         tokens: count(text),
         eos_at: eos_in(text),
         lead: 0,
+        media: 0,
     }
 }
 
@@ -76,6 +79,7 @@ pub(super) fn of_ids(ids: &[u32]) -> Prompt {
                 tokens: length,
                 eos_at: None,
                 lead: 0,
+                media: 0,
             }
         }
     }
@@ -153,6 +157,7 @@ struct Chat {
     hash: u64,
     tokens: u32,
     eos_at: Option<u32>,
+    media: u64,
 }
 
 impl Chat {
@@ -176,6 +181,7 @@ pub(crate) fn of_messages(
         hash: CHAT,
         tokens: 0,
         eos_at: None,
+        media: 0,
     };
     for message in elements(value) {
         if message[0] != b'{' {
@@ -230,6 +236,7 @@ pub(crate) fn of_messages(
         tokens: chat.tokens,
         eos_at: chat.eos_at,
         lead: 0,
+        media: chat.media,
     })
 }
 
@@ -296,6 +303,7 @@ fn of_part(
                 .find(|(name, _)| uuid.as_deref() == Some(name));
             let content = known.map_or_else(|| content_hash(value), |(_, content)| *content);
             chat.hash = mix(chat.hash, content);
+            chat.media = mix(chat.media, content);
             chat.tokens += IMAGE_TOKENS;
             Ok(())
         }
@@ -326,7 +334,9 @@ fn of_media(media: &[u8], chat: &mut Chat, lens: &Lens) -> Result<(), ApiError> 
             "The URL must be either a HTTP, data or file URL.",
         ));
     }
-    chat.hash = mix(chat.hash, content_hash(&url));
+    let content = content_hash(&url);
+    chat.hash = mix(chat.hash, content);
+    chat.media = mix(chat.media, content);
     chat.tokens += IMAGE_TOKENS;
     Ok(())
 }

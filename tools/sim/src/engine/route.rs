@@ -12,6 +12,7 @@ use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
 use crate::fault::{Fault, Shape};
 use crate::http::head::{Head, Method};
 use crate::http::wire::{JSON, SSE, Size, push_chunk, push_head};
+use crate::options::KvMode;
 
 pub(crate) enum Turn {
     /// The answer lies in `out`.
@@ -98,6 +99,19 @@ pub(crate) fn turn(engine: &Engine, request: &Request, out: &mut Vec<u8>) -> Tur
     Turn::Ready(fixed.status)
 }
 
+/// What P's bootstrap server answers: decode engines and proxies ask who is there.
+pub(crate) fn bootstrap(engine: &Engine, request: &Request, out: &mut Vec<u8>) -> Turn {
+    let get = matches!(request.head.method, Method::Get | Method::Head);
+    let mooncake = engine.options().kv == KvMode::Mooncake;
+    let fixed = match request.head.path(request.input) {
+        b"/query" if get && mooncake => json(200, super::mooncake::query(engine)),
+        b"/query" if mooncake => json(405, "{\"detail\":\"Method Not Allowed\"}"),
+        _ => json(404, "{\"detail\":\"Not Found\"}"),
+    };
+    push_fixed(out, request, &fixed);
+    Turn::Ready(fixed.status)
+}
+
 fn push_fixed(out: &mut Vec<u8>, request: &Request, fixed: &Fixed) {
     let nothing = matches!(fixed.status, 204 | 304);
     let size = if nothing {
@@ -133,7 +147,8 @@ fn allowed(engine: &Engine, request: &Request, path: &[u8]) -> bool {
 fn generate(engine: &Engine, request: &Request, mut job: Job, out: &mut Vec<u8>) -> Turn {
     let options = engine.options();
     let plain = request.fault.is_none() && request.shape == Shape::Plain && request.head.http11;
-    if !plain || !options.instant() || matches!(job.kv, KvAsk::HangAndDie) {
+    let waits = matches!(job.kv, KvAsk::HangAndDie) || job.tie.waits();
+    if !plain || !options.instant() || waits {
         let mut turn = request.slow(What::Generate(Box::new(job)));
         if let Turn::Slow(slow) = &mut turn
             && !request.head.http11
@@ -188,14 +203,14 @@ fn push_stream(engine: &Engine, request: &Request, job: &Job, out: &mut Vec<u8>)
     push_head(out, 200, SSE, Size::Chunked, request.head.keep_alive, "");
     let mut scratch = engine.scratch.borrow_mut();
     let event = &mut scratch.event;
-    for index in 0..job.longest() {
+    for index in 0..job.rounds() {
         for choice in 0..job.ask.choices() {
             if index == 0 && job.ask.chat {
                 event.clear();
                 push_role(event, engine, job, choice);
                 push_chunk(out, event);
             }
-            if index < job.length(choice).0 {
+            if job.has_event(choice, index) {
                 event.clear();
                 push_event(event, engine, job, choice, index);
                 push_chunk(out, event);

@@ -9,10 +9,12 @@ use super::error::ApiError;
 use super::job::{Job, abandon};
 use super::kv::{KvAsk, Source};
 use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
+use super::tie;
 use crate::fault::{Fault, Shape};
 use crate::http::respond::{End, Responder};
 use crate::http::wire::{JSON, SSE};
 use crate::link::Link;
+use crate::options::KvMode;
 use crate::transcript::Entry;
 use crate::world::Counters;
 
@@ -96,21 +98,33 @@ async fn generate(
         engine.die();
         return Err(End::ClientLeft);
     }
-    if job.ask.stream {
-        // As with any ASGI server the head goes out before the engine has done a thing.
+    // As with any ASGI server the head goes out before the engine has done a thing; but SGLang's waits for the
+    // first chunk.
+    let begins_late = engine.options().kv == KvMode::Sglang;
+    let mut begun = job.ask.stream && !begins_late;
+    if begun {
         to.begin(SSE).await?;
     }
     job.look(engine);
-    let loaded = match job.kv {
+    let mut loaded = match job.kv {
         KvAsk::Load(source) => load(engine, to, &mut job, source, true).await?,
         KvAsk::Produce { load: Some(source) } => load(engine, to, &mut job, source, false).await?,
-        _ => Ok(()),
+        _ => tie::take(engine, to, &mut job).await?,
     };
+    if loaded.is_ok() {
+        loaded = tie::joined(engine, to, &job).await?;
+    }
     if let Err(error) = loaded {
-        return fail(to, &job, &error).await;
+        return fail(to, begun, &error).await;
     }
     let mut job = prefill(engine, to, job).await?;
     job.count(engine);
+    if let Err(error) = tie::handed(engine, to, &mut job).await? {
+        return fail(to, begun, &error).await;
+    }
+    if job.ask.stream && !std::mem::replace(&mut begun, true) {
+        to.begin(SSE).await?;
+    }
     drop(running);
     let _running = Gauge::new(&counters.running);
     if job.ask.stream {
@@ -154,8 +168,9 @@ async fn load(
     Ok(job.load(engine, source, whole))
 }
 
-async fn fail(to: &mut Responder<'_>, job: &Job, error: &ApiError) -> Result<u16, End> {
-    if !job.ask.stream {
+/// `begun`: the head of a stream is out.
+async fn fail(to: &mut Responder<'_>, begun: bool, error: &ApiError) -> Result<u16, End> {
+    if !begun {
         let mut body = Vec::new();
         error.push_json(&mut body);
         to.answer(error.status, JSON, "", &body).await?;
@@ -174,12 +189,17 @@ async fn prefill(
     to: &mut Responder<'_>,
     mut job: Box<Job>,
 ) -> Result<Box<Job>, End> {
-    let Some(place) = engine.prefill.enter(job.ask.prompt_tokens() - job.external) else {
+    let tokens = match job.missed {
+        true => 0,
+        false => job.ask.prompt_tokens() - job.external,
+    };
+    let Some(place) = engine.prefill.enter(tokens) else {
         return Ok(job);
     };
     let waiting = Gauge::new(&engine.shared().counters.waiting);
     if to.link.unless_gone(place.done()).await.is_err() {
-        if !place.abortable() && matches!(job.kv, KvAsk::Produce { .. }) {
+        let gives = matches!(job.kv, KvAsk::Produce { .. }) || job.tie.gives();
+        if !place.abortable() && gives {
             let (engine, incarnation) = (engine.clone(), engine.incarnation.get());
             monoio::spawn(async move {
                 place.done().await;
@@ -231,14 +251,14 @@ async fn decode(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> R
 async fn stream(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> Result<(), End> {
     let seat = sit(engine, to, job).await?;
     let mut event = Vec::with_capacity(512);
-    let longest = job.longest();
-    for index in 0..longest {
+    let rounds = job.rounds();
+    for index in 0..rounds {
         if let Some(seat) = &seat
             && index >= free_tokens(job)
         {
             to.link.unless_gone(seat.tick()).await?;
         }
-        if index + 1 == longest {
+        if index + 1 == rounds {
             job.produce(engine);
         }
         for choice in 0..job.ask.choices() {
@@ -247,7 +267,7 @@ async fn stream(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> R
                 push_role(&mut event, engine, job, choice);
                 to.piece(&event).await?;
             }
-            if index < job.length(choice).0 {
+            if job.has_event(choice, index) {
                 event.clear();
                 push_event(&mut event, engine, job, choice, index);
                 to.piece(&event).await?;

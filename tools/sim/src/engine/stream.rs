@@ -18,10 +18,10 @@ fn opening(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     push_opening(out, engine, job, object);
 }
 
-fn usage(out: &mut Vec<u8>, job: &Job, tokens: u64) {
+fn usage(out: &mut Vec<u8>, engine: &Engine, job: &Job, tokens: u64) {
     if job.ask.continuous_usage {
         put(out, b",\"usage\":");
-        push_usage(out, job.ask.prompt_tokens(), tokens);
+        push_usage(out, engine, job, tokens);
     }
 }
 
@@ -36,14 +36,15 @@ pub(crate) fn push_role(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: u
           \"finish_reason\":null}]",
     );
     put(out, b",\"prompt_token_ids\":null");
-    usage(out, job, 0);
+    usage(out, engine, job, 0);
     put(out, b"}\n\n");
 }
 
-/// The event of token `index` of a choice.
+/// The event of token `index` of a choice; or, where the prompt was not computed, the one that says so.
 pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: u32, index: u32) {
     let (length, stopped) = job.length(choice);
-    let last = index + 1 == length;
+    let to = index + u32::from(!job.missed);
+    let last = to == length;
     opening(out, engine, job);
     put(out, b"{\"index\":");
     push_number(out, choice.into());
@@ -55,7 +56,7 @@ pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: 
             b",\"text\":\""
         },
     );
-    push_text(out, job, choice, index, index + 1);
+    push_text(out, job, choice, index, to);
     put(
         out,
         if job.ask.chat {
@@ -64,23 +65,22 @@ pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: 
             b"\",\"logprobs\":"
         },
     );
-    push_logprobs(out, job, choice, index, index + 1);
+    push_logprobs(out, job, choice, index, to);
     put(out, b",\"finish_reason\":");
     put(
         out,
-        match (last, stopped) {
-            (false, _) => b"null",
-            (true, true) => b"\"stop\"",
-            (true, false) => b"\"length\"",
+        match last {
+            false => b"null",
+            true => job.finish_reason(stopped),
         },
     );
     put(out, b",\"stop_reason\":null,\"token_ids\":");
     match job.ask.return_ids {
-        Some(_) => push_ids(out, job, choice, index, index + 1),
+        Some(_) => push_ids(out, job, choice, index, to),
         None => put(out, b"null"),
     }
     put(out, b"}]");
-    usage(out, job, u64::from(index) + 1);
+    usage(out, engine, job, to.into());
     if last && !job.params.is_empty() {
         put(out, b",\"kv_transfer_params\":");
         put(out, &job.params);
@@ -98,7 +98,7 @@ pub(crate) fn push_final_usage(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     let tokens = (0..job.ask.choices())
         .map(|c| u64::from(job.length(c).0))
         .sum();
-    push_usage(out, job.ask.prompt_tokens(), tokens);
+    push_usage(out, engine, job, tokens);
     put(out, b"}\n\n");
 }
 

@@ -189,3 +189,39 @@ fn transfers_are_begun_once_and_used_once() {
     assert!(ask(&params, "1").text().contains("used before"));
     assert_eq!(sim.ledger().transferred, 1);
 }
+
+/// What llm-d's sidecar asks of encoders: the client's request, one item, one token.
+#[test]
+fn a_sidecar_s_encoders_never_take_what_is_not_one_item_of_a_request() {
+    let more = json!({"max_tokens": 1, "stream": false, "temperature": 0.5, "user": "u"});
+    for ec in [EcMode::Example, EcMode::Nixl] {
+        let (sim, e, d) = pair(ec, |_| {});
+        let item = image("http://h/a", "a");
+        let answer = call(e, CHAT, &chat(json!([item]), more.clone()));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(sim.ledger().violations, Vec::<String>::new());
+        refused(
+            e,
+            &chat(json!([item, item]), more.clone()),
+            "takes one item",
+        );
+        refused(e, &chat(json!([item]), json!({})), "max_tokens must be 1");
+        let mut kv = chat(json!([item]), more.clone());
+        kv["kv_transfer_params"] = json!({"do_remote_decode": true});
+        refused(e, &kv, "transfers no KV");
+        // The others get the media as they were; where encoders report, what they have reported.
+        let reported = answer.json()["ec_transfer_params"].clone();
+        assert_eq!(reported.is_object(), ec == EcMode::Nixl);
+        let both = json!([{"type": "text", "text": "see"}, item]);
+        let told = chat(both.clone(), json!({"ec_transfer_params": reported}));
+        assert_eq!(call(d, CHAT, &told).status, 200);
+        assert_eq!(sim.ledger().violation_count, 0);
+        assert_eq!(sim.ledger().embedded, u64::from(ec == EcMode::Nixl));
+        call(d, CHAT, &chat(both, json!({})));
+        assert_eq!(sim.ledger().violation_count, u64::from(ec == EcMode::Nixl));
+        let before = sim.ledger().violation_count;
+        let other = json!([image("http://h/b", "b")]);
+        call(d, CHAT, &chat(other, json!({})));
+        assert_eq!(sim.ledger().violation_count, before + 1);
+    }
+}

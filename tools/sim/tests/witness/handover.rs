@@ -489,3 +489,25 @@ fn more_threads_never_mean_another_ledger() {
     }
     sim.stop();
 }
+
+#[test]
+fn cached_tokens_are_never_told_unless_asked_for() {
+    for told in [false, true] {
+        let (_sim, p, d, _) = trio(|e| e.cached_details = told);
+        let body = json!({"prompt": "a prompt of two whole blocks and some more. ".repeat(3)});
+        let cached = |answer: Answer| {
+            let details = answer.json()["usage"]["prompt_tokens_details"].clone();
+            details["cached_tokens"].as_u64().unwrap()
+        };
+        let tokens = u64::from(told);
+        assert_eq!(cached(call(p, COMPLETIONS, &for_prefill(&body))), 0);
+        let again = call(p, COMPLETIONS, &for_prefill(&body));
+        let params = again.json()["kv_transfer_params"].clone();
+        assert_eq!(cached(again), tokens * 32);
+        // To D all of it has come from elsewhere.
+        assert_eq!(
+            cached(call(d, COMPLETIONS, &with_params(&body, &params))),
+            tokens * 44
+        );
+    }
+}
