@@ -172,3 +172,28 @@ unsafe impl IoVecBuf for Pieces {
         (self.iovecs.len() - self.first).min(IOVECS_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_never_rests_long_with_a_large_buffer() {
+        let mut appetite = Appetite::default();
+        let mut size = CHUNK;
+        for larger in [SMALL, MEDIUM, LARGE, LARGE] {
+            size = appetite.next(size, size);
+            assert_eq!(size, larger);
+        }
+        // Now and then a read that needs the room: it stays.
+        for n in 0..1000 {
+            size = appetite.next(if n % 20 == 0 { SMALL } else { 200 }, size);
+            assert_eq!(size, LARGE);
+        }
+        for _ in 0..SMALL_READS {
+            size = appetite.next(200, size);
+        }
+        assert_eq!(size, CHUNK);
+        assert_eq!(appetite.next(200, size), CHUNK);
+    }
+}

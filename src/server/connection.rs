@@ -554,8 +554,8 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_never_grows_beyond_a_page() {
+    fn a_connection_never_holds_what_came_before_its_stream() {
         let size = returned(Client::converse);
-        assert!(size <= 4096, "{size} bytes");
+        assert!(size <= 512, "{size} bytes");
     }
 }
