@@ -1,11 +1,11 @@
-//! An allocator that counts what threads of one name ask for; the tests' and the benchmarks'.
+//! An allocator that counts what threads of one name ask for, and what they hold; the tests' and the benchmarks'.
 //!
 //! Counting is off until [`watch`] names the threads. A thread is asked for its name once per watch, by a system call
 //! that allocates nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 pub struct Counting;
 
@@ -16,6 +16,10 @@ static NAME: AtomicU64 = AtomicU64::new(0);
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
+/// Pieces held, by size in steps of [`STEP`]; the last is for all larger ones.
+static HELD: [AtomicI64; STEPS] = [const { AtomicI64::new(0) }; STEPS];
+const STEP: usize = 16;
+const STEPS: usize = 514;
 
 thread_local! {
     // No destructor and no lazy start: both would allocate.
@@ -55,12 +59,37 @@ pub fn seen() -> Seen {
     }
 }
 
-fn note(bytes: usize) {
+/// How many pieces the threads hold of each size: bytes, rounded up to 16, and how many (the last size is for all larger
+/// ones). Counted from the first [`watch`] on, so only differences say something. (Memory that one thread takes and
+/// another gives back counts for the one and not the other.)
+#[allow(dead_code)]
+pub fn held() -> Vec<(usize, i64)> {
+    let sizes = HELD.iter().enumerate();
+    let sizes = sizes.map(|(step, count)| (step * STEP, count.load(Ordering::Relaxed)));
+    sizes.collect()
+}
+
+fn watched() -> bool {
     let watch = WATCH.load(Ordering::Acquire);
-    if watch != 0 && counted(watch) {
+    watch != 0 && counted(watch)
+}
+
+fn note(bytes: usize) {
+    if watched() {
         COUNT.fetch_add(1, Ordering::Relaxed);
         BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+        step(bytes).fetch_add(1, Ordering::Relaxed);
     }
+}
+
+fn note_end(bytes: usize) {
+    if watched() {
+        step(bytes).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn step(bytes: usize) -> &'static AtomicI64 {
+    &HELD[bytes.div_ceil(STEP).min(STEPS - 1)]
 }
 
 fn counted(watch: usize) -> bool {
@@ -99,12 +128,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note_end(layout.size());
         note(size);
         // SAFETY: as our caller promises.
         unsafe { System.realloc(at, layout, size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        note_end(layout.size());
         // SAFETY: as our caller promises.
         unsafe { System.dealloc(at, layout) }
     }

@@ -63,6 +63,10 @@ const LOADS: &[Load] = &[
 ];
 
 fn main() {
+    // `cargo bench --bench loopback rest`: only the last table.
+    if std::env::args().any(|arg| arg == "rest") {
+        return rest();
+    }
     println!(
         "{:<28} {:>9} {:>10} {:>12} {:>12} {:>12} {:>12}",
         "", "per s", "us/request", "allocs/req.", "KiB/request", "us/chunk", "allocs/chunk"
@@ -70,6 +74,78 @@ fn main() {
     for load in LOADS {
         run(load);
     }
+    rest();
+}
+
+/// Streams of the second count at rest, measured as more than the first.
+const AT_REST: [usize; 2] = [100, 600];
+
+/// What a stream holds that has had its first token and waits for the next.
+fn rest() {
+    let mut engines = [pdsim::Role::Prefill, pdsim::Role::Decode].map(pdsim::EngineOptions::new);
+    engines.iter_mut().for_each(|e| e.model = MODEL.into());
+    let sim = pdsim::Sim::start(pdsim::Options {
+        engines: engines.to_vec(),
+        ..pdsim::Options::default()
+    })
+    .expect("the simulator starts");
+    let server = Server::start(config(sim.addresses())).expect("the proxy starts");
+    counting::watch("shard-");
+    let request = request(&Load {
+        name: "",
+        clients: 1,
+        body_bytes: 1 << 10,
+        tokens: 16,
+        tick: Some(Duration::ZERO),
+    });
+    let request = String::from_utf8(request).expect("text");
+    // The engine falls silent after the first token.
+    let request = request.replacen("host:", "x-sim-fault-decode: stall:1\r\nhost:", 1);
+    let mut streams = Vec::new();
+    let [few, many] = AT_REST.map(|count| {
+        while streams.len() < count {
+            streams.push(first_token(server.address, request.as_bytes()));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        counting::held()
+    });
+    let each = (AT_REST[1] - AT_REST[0]) as f64;
+    println!(
+        "\nA stream at rest holds (bytes are what an allocator with size classes gives for it):"
+    );
+    println!("{:>10} {:>10} {:>10}", "size", "pieces", "bytes");
+    let mut total = 0.0;
+    for (&(size, before), &(_, after)) in few.iter().zip(&many) {
+        let pieces = (after - before) as f64 / each;
+        if pieces.abs() < 0.01 {
+            continue;
+        }
+        let bytes = pieces * given(size) as f64;
+        total += bytes;
+        println!("{size:>10} {pieces:>10.2} {bytes:>10.0}");
+    }
+    println!("{:>10} {:>10} {total:>10.0}", "", "");
+}
+
+/// What mimalloc takes for a piece of this size: four classes per doubling.
+fn given(size: usize) -> usize {
+    if size <= 128 {
+        return size.next_multiple_of(16);
+    }
+    let quarter = (size.next_power_of_two() / 8).max(16);
+    size.next_multiple_of(quarter)
+}
+
+fn first_token(address: SocketAddr, request: &[u8]) -> TcpStream {
+    let mut link = TcpStream::connect(address).expect("the proxy accepts");
+    link.write_all(request).expect("the proxy reads");
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !answer.windows(6).any(|w| w == b"data: ") {
+        let read = link.read(&mut piece).expect("the proxy answers");
+        assert!(read > 0, "cut: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..read]);
+    }
+    link
 }
 
 fn run(load: &Load) {

@@ -56,7 +56,8 @@ fn main() {
 fn bodies(name: &str, body: &[u8]) {
     let splice = || {
         let object = Object::scan(body, 128).unwrap();
-        let pieces = json::splice(body, &object, &openai::prefill_edits());
+        let edits = openai::prefill_edits();
+        let pieces = json::splice(body, &object, &edits);
         black_box((Summary::of(body, &object), pieces));
     };
     let tree = per_op(|| {

@@ -2,17 +2,20 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cluster::Instance;
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Failure, InstanceCounter};
+use crate::net::buffer::Buffers;
 use crate::wire::cap::{self, Api};
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, ResponseHead};
 use crate::wire::json::{Edit, Object};
 use crate::wire::openai;
+use crate::wire::spare::List;
 
 use super::send::{Handover, Leg, Opened};
 use super::{Exchange, Picked, Request, Stop};
@@ -28,6 +31,14 @@ pub struct Answer {
     decoded: Option<Vec<u8>>,
     /// The index of the body; empty if it is no JSON object.
     object: Object,
+    /// Where its bytes go back to.
+    buffers: Rc<Buffers>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl Answer {
@@ -71,11 +82,11 @@ impl Exchange {
         leg.plain_answer = true;
         let request = self.request();
         if let Some(pins) = &self.pins {
-            leg.edits = pins.prefill_edits(&request);
+            leg.edits = pins.prefill_edits(&request).into();
             return leg;
         }
         if Api::of(request.path()) == Api::Responses {
-            leg.edits = responses_edits(&request);
+            leg.edits = responses_edits(&request).into();
             leg.edits.push(Edit::Remove(openai::KV_PARAMS));
             return leg;
         }
@@ -92,10 +103,10 @@ impl Exchange {
     }
 
     /// What makes a leg one token and a whole answer, in the terms of the API that the client speaks.
-    pub fn one_token_edits(&self) -> Vec<Edit> {
+    pub fn one_token_edits(&self) -> List<Edit> {
         let request = self.request();
         match Api::of(request.path()) {
-            Api::Responses if self.pins.is_none() => responses_edits(&request),
+            Api::Responses if self.pins.is_none() => responses_edits(&request).into(),
             _ => openai::whole_answer_edits(),
         }
     }
@@ -249,7 +260,7 @@ impl Exchange {
         if head.reusable(framing) && body.exact() && self.slot.fired().is_none() {
             lease.finish(self.tools.sweep.clock.coarse_ms());
         }
-        let mut answer = body.answer(head, picked.instance().clone());
+        let mut answer = body.answer(head, picked.instance().clone(), &self.tools.buffers);
         if answer.good() {
             let depth = self.config.limits.json_depth_max;
             match Object::scan(answer.body(), depth) {
@@ -336,7 +347,12 @@ impl Body {
     }
 
     /// The whole of it, without what came behind.
-    fn answer(mut self, head: ResponseHead, instance: Arc<Instance>) -> Answer {
+    fn answer(
+        mut self,
+        head: ResponseHead,
+        instance: Arc<Instance>,
+        buffers: &Rc<Buffers>,
+    ) -> Answer {
         if let Framing::Length(n) = self.framing {
             self.bytes.truncate(self.head_len + n as usize);
         }
@@ -347,6 +363,7 @@ impl Body {
             head_len: self.head_len,
             decoded: (self.framing == Framing::Chunked).then_some(self.decoded),
             object: Object::default(),
+            buffers: buffers.clone(),
         }
     }
 

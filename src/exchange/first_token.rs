@@ -36,7 +36,7 @@ use crate::wire::json::Edit;
 
 use super::reply::Own;
 use super::rewrite::Rewrite;
-use super::{Answer, Exchange, Leg, Reply, Stop, gone};
+use super::{Answer, Exchange, Leg, Opened, Reply, Stop, gone};
 
 /// Who makes the first token of this request.
 #[derive(Default)]
@@ -56,6 +56,20 @@ pub enum First {
     Token(Box<FirstToken>),
     /// It is also the last: the whole stream for the client.
     Whole(Vec<u8>),
+}
+
+impl First {
+    /// P's token as a change of D's answer, if there is one and the answer has a place for it.
+    pub fn rewrite(self, x: &Exchange, opened: &Opened) -> Option<Box<dyn Rewrite>> {
+        match self {
+            First::Token(token) if opened.is_good_event_stream() => Some(token),
+            First::Token(_) => {
+                x.count_end(End::Unused);
+                None
+            }
+            First::Decode | First::Whole(_) => None,
+        }
+    }
 }
 
 impl Exchange {

@@ -193,6 +193,13 @@ impl Trace {
         }
     }
 
+    /// Of a request that has been received.
+    pub fn of(request: &Request) -> Trace {
+        let trace = Trace::new(request.started);
+        trace.body.set(Some(request.received()));
+        trace
+    }
+
     pub fn retried(&self) {
         self.retries.set(self.retries.get().saturating_add(1));
     }
@@ -369,10 +376,14 @@ impl Exchange {
     /// The reply has begun, so there will be no other leg: a stream must not hold a prompt for as long as
     /// it runs. (A grant that is still to be released keeps its own count.)
     pub fn let_go(&self) {
-        let light = Rc::new(self.request.borrow().without_bytes());
-        let old = self.request.replace(light);
-        if let Some(buffer) = Rc::into_inner(old).and_then(Request::into_buffer) {
-            self.tools.buffers.give(buffer);
+        let mut request = self.request.borrow_mut();
+        match Rc::get_mut(&mut request) {
+            Some(request) => {
+                if let Some(buffer) = request.forget_bytes() {
+                    self.tools.buffers.give(buffer);
+                }
+            }
+            None => *request = Rc::new(request.without_bytes()),
         }
     }
 

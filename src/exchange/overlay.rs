@@ -3,7 +3,7 @@
 
 use super::Leg;
 use crate::config::Role;
-use crate::wire::json::{self, Edit, Object, Patch, Piece};
+use crate::wire::json::{self, Edit, Object, Patch, Pieces};
 
 #[derive(Debug, Default)]
 pub struct Overlay {
@@ -20,12 +20,13 @@ impl Overlay {
     }
 
     /// The leg's body.
-    pub(super) fn pieces(&self, body: &[u8], object: &Object, leg: &Leg) -> Vec<Piece> {
+    pub(super) fn pieces<'a>(&self, body: &[u8], object: &Object, leg: &Leg) -> Pieces<'a> {
         let mut edits = leg.edits.clone();
         let spoken = |key: &str| leg.edits.iter().any(|edit| edit.key() == key);
         let more = self.edits.iter().filter(|edit| !spoken(edit.key()));
         edits.extend(more.cloned());
-        json::patch(json::splice(body, object, &edits), &self.patches)
+        let pieces = json::patch(json::splice(body, object, &edits), &self.patches);
+        pieces.into_iter().map(|piece| piece.into_owned()).collect()
     }
 
     /// What the head of a leg to this role has besides.

@@ -16,15 +16,13 @@ use std::time::Instant;
 
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Broken, Counter, Failure, Histogram};
-use crate::net::buffer::{Buffers, CHUNK, LARGE, MEDIUM, SMALL};
+use crate::net::buffer::{Appetite, Buffers, CHUNK, LARGE, SMALL};
 use crate::net::sweep::{Fired, OnGone, Wait};
 use crate::wire::chunk::{self, ChunkScan};
-use crate::wire::first_token::End;
 use crate::wire::head::Framing;
 use crate::wire::openai::error_body;
 use crate::wire::sse::{self, EventEdge};
 
-use super::first_token::First;
 use super::rewrite::{Edited, Rewrite};
 use super::send::Opened;
 use super::{Exchange, Reply, Stop, gone};
@@ -245,6 +243,7 @@ impl Opened {
         let rest = self.bytes.len() > self.head_len;
         buffers.give(std::mem::take(&mut self.bytes));
         self.head_len = 0;
+        self.head.forget_fields();
         if rest {
             // What is known of the hand-over stays known: a body byte has come.
             if let Some(handover) = &mut self.handover {
@@ -282,24 +281,6 @@ impl Reply {
         opened: Opened,
     ) -> impl Future<Output = Result<(), Stop>> {
         self.relay_through(x, opened, None)
-    }
-
-    /// The same, with P's token as the first one, if there is one and the answer has a place for it.
-    pub fn relay_after(
-        &mut self,
-        x: &Exchange,
-        opened: Opened,
-        first: First,
-    ) -> impl Future<Output = Result<(), Stop>> {
-        let token: Option<Box<dyn Rewrite>> = match first {
-            First::Token(token) if opened.is_good_event_stream() => Some(token),
-            First::Token(_) => {
-                x.count_end(End::Unused);
-                None
-            }
-            _ => None,
-        };
-        self.relay_through(x, opened, token)
     }
 
     /// The same, changed on its way. Its length is not the engine's then: it goes out in chunks.
@@ -406,6 +387,7 @@ impl Reply {
             self.slot.when_gone(OnGone::Finish(timeouts.release));
         }
         let mut buf = self.tools.buffers.lend(if bulk { LARGE } else { CHUNK });
+        let mut appetite = Appetite::default();
         let mut last = Instant::now();
         let end = loop {
             if relay.done() {
@@ -429,6 +411,7 @@ impl Reply {
             if self.slot.fired().is_some() {
                 break Err(Box::pin(self.ended_by_us(x, opened, relay)).await);
             }
+            let room = appetite.next(buf.len(), buf.capacity());
             let step = match result {
                 Ok(0) => match relay.close() {
                     Ok(tail) => Ok(Step::Other(tail)),
@@ -446,35 +429,27 @@ impl Reply {
             if x.trace.ttft.get().is_none() && !relay.awaits_token() {
                 x.trace.ttft.set(Some(x.trace.started.elapsed()));
             }
-            let full = buf.len() == buf.capacity();
             if relay.done() {
                 opened.picked.in_flight.give_back();
             }
-            let written = match step {
-                Ok(Step::Same(n)) => {
-                    buf.truncate(n);
-                    let (result, back) = self.write(buf).await;
-                    buf = back;
-                    result
+            match step {
+                Ok(Step::Same(n)) => buf.truncate(n),
+                Ok(Step::Other(bytes)) => {
+                    self.tools.buffers.give(std::mem::replace(&mut buf, bytes))
                 }
-                Ok(Step::Other(bytes)) => self.write(bytes).await.0,
                 Err((kind, why, what)) => {
                     break Err(Box::pin(self.broken(x, opened, relay, kind, why, what)).await);
                 }
-            };
+            }
+            let (written, back) = self.write(buf).await;
+            buf = back;
             self.chunks += 1;
             if written.is_err() {
                 break Err(self.client_lost(x, relay));
             }
-            if full && buf.capacity() < LARGE {
-                // More waits than fits: no token stream, so read in larger pieces.
-                let larger = if buf.capacity() < MEDIUM {
-                    MEDIUM
-                } else {
-                    LARGE
-                };
-                let larger = self.tools.buffers.lend(larger);
-                self.tools.buffers.give(std::mem::replace(&mut buf, larger));
+            if buf.capacity() != room {
+                let other = self.tools.buffers.lend(room);
+                self.tools.buffers.give(std::mem::replace(&mut buf, other));
             }
         };
         self.slot.disarm();

@@ -11,7 +11,7 @@ use crate::net::stream::{Stream, shutdown_now};
 use crate::net::sweep::{Slot, Wait};
 use crate::shared::Snapshot;
 use crate::wire::head::{Field, Framing, Name, ResponseHead};
-use crate::wire::json::{self, Edit, Piece};
+use crate::wire::json::{self, Edit, Piece, Pieces};
 
 use super::call::Answer;
 use super::send::put_field;
@@ -73,19 +73,23 @@ impl Reply {
     }
 
     /// Writes to the client; a failure (it left, or takes nothing) is remembered in the slot or the error.
-    pub async fn write(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        self.committed = true;
-        self.slot
-            .arm(Wait::ClientWrite, self.config.timeouts.client_write);
-        let length = bytes.len() as u64;
-        let (result, back) = self.client.write_all(bytes).await;
-        self.slot.disarm();
-        if result.is_ok() {
-            self.bytes_out += length;
-        } else {
-            self.keep_alive = false;
+    // An async fn holds what it is given by value twice, and a stream rests in a future that has room for this.
+    #[allow(clippy::manual_async_fn)]
+    pub fn write(&mut self, bytes: Vec<u8>) -> impl Future<Output = (io::Result<()>, Vec<u8>)> {
+        async move {
+            self.committed = true;
+            self.slot
+                .arm(Wait::ClientWrite, self.config.timeouts.client_write);
+            let length = bytes.len() as u64;
+            let (result, back) = self.client.write_all(bytes).await;
+            self.slot.disarm();
+            if result.is_ok() {
+                self.bytes_out += length;
+            } else {
+                self.keep_alive = false;
+            }
+            (result, back)
         }
-        (result, back)
     }
 
     /// Sends a whole reply of our own.
@@ -167,7 +171,7 @@ impl Reply {
     ) -> io::Result<()> {
         let body = answer.body();
         let pieces = match edits {
-            [] => vec![Piece::Source(0..body.len())],
+            [] => Pieces::from_iter([Piece::Source(0..body.len())]),
             edits => json::splice(body, answer.object(), edits),
         };
         let length = json::pieces_len(&pieces);

@@ -10,7 +10,10 @@ use std::borrow::Cow;
 use crate::wire::chunk::{self, ChunkScan};
 use crate::wire::head::Framing;
 
-use super::Exchange;
+use super::{Exchange, Opened};
+
+/// An answer that has begun, and what changes it on its way.
+pub type Begun = (Opened, Option<Box<dyn Rewrite>>);
 
 /// What changes a payload. Fed with body bytes cut anywhere; boxed, since few streams have one.
 pub trait Rewrite {

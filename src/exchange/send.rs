@@ -26,9 +26,10 @@ use crate::net::stream::Stream;
 use crate::net::sweep::{OnGone, Wait};
 use crate::wire::head::{Framing, HeadScan, Name, ResponseHead};
 use crate::wire::json::{self, Edit, Piece};
+use crate::wire::spare::List;
 
 use super::grant::Grant;
-use super::{Exchange, Picked, Stop, pinned};
+use super::{Exchange, Picked, Request, Stop, pinned};
 
 /// Bodies up to this are copied behind the head and sent in one piece: cheaper than a gathered write.
 const COPY_MAX: usize = 16 << 10;
@@ -36,9 +37,9 @@ const COPY_MAX: usize = 16 << 10;
 /// What to send: the client's request, with these edits.
 pub struct Leg {
     pub stage: Stage,
-    pub edits: Vec<Edit>,
+    pub edits: List<Edit>,
     /// The whole body, from pieces of the client's body and bytes of ours; instead of edits.
-    pub pieces: Option<Vec<Piece>>,
+    pub pieces: Option<Vec<Piece<'static>>>,
     /// Asked for instead of what the client asked for, query included.
     pub path: Option<Cow<'static, str>>,
     /// Header fields that are sent instead of the client's of the same name (in lower case).
@@ -79,7 +80,7 @@ impl Leg {
     pub fn new(stage: Stage) -> Leg {
         Leg {
             stage,
-            edits: Vec::new(),
+            edits: List::lent(),
             pieces: None,
             path: None,
             fields: Vec::new(),
@@ -167,14 +168,6 @@ impl Exchange {
     pub async fn send(&self, picked: Picked, leg: &Leg) -> Result<Opened, Stop> {
         self.trace.stage.set(leg.stage);
         let role = picked.instance().role;
-        let made;
-        let pieces = match &leg.pieces {
-            Some(pieces) => pieces,
-            None => {
-                made = self.body_pieces(leg);
-                &made
-            }
-        };
         let mut picked = picked;
         let mut tried: Vec<usize> = Vec::new();
         let mut fresh_only = false;
@@ -189,7 +182,7 @@ impl Exchange {
             };
             self.note_instance(role, &picked);
             let reused = lease.reused;
-            match self.try_once(lease, picked, leg, pieces).await {
+            match self.try_once(lease, picked, leg).await {
                 Ok(opened) => return Ok(opened),
                 Err((back, Failed::Stale(_))) if reused && !spent(leg) => {
                     // Free: the engine closed an idle connection while we reached for it.
@@ -355,7 +348,6 @@ impl Exchange {
         lease: Lease,
         picked: Picked,
         leg: &Leg,
-        pieces: &[Piece],
     ) -> Result<Opened, (Picked, Failed)> {
         let guard = self.slot.watch_upstream(lease.stream.fd());
         let limit = leg.limit(&self.config.timeouts);
@@ -367,7 +359,7 @@ impl Exchange {
         if let Some(handed) = &leg.handed {
             handed.set(true);
         }
-        let sent = self.write_leg(&lease, &picked, leg, pieces).await;
+        let sent = self.write_leg(&lease, &picked, leg).await;
         let began = Instant::now();
         // An engine may refuse a body before it has read it all: then the answer is still there to read.
         let read = self.read_head(&lease, leg).await;
@@ -476,40 +468,52 @@ impl Exchange {
         Error::new(kind, leg.stage, cause).at(&picked.instance().name)
     }
 
-    fn body_pieces(&self, leg: &Leg) -> Vec<Piece> {
-        let request = self.request();
-        let body = request.body();
-        match request.overlay() {
-            // Verbatim is what the client sent as far as this handshake goes; an outer one has changed it.
-            Some(overlay) => overlay.pieces(body, &request.object, leg),
-            None if leg.verbatim || leg.edits.is_empty() => vec![Piece::Source(0..body.len())],
-            None => json::splice(body, &request.object, &leg.edits),
+    async fn write_leg(&self, lease: &Lease, picked: &Picked, leg: &Leg) -> io::Result<()> {
+        match self.message(picked, leg) {
+            Message::Whole(bytes) => {
+                let (result, back) = lease.stream.write_all(bytes).await;
+                self.tools.buffers.give(back);
+                result
+            }
+            Message::Parts(parts) => lease.stream.write_pieces(parts).await,
         }
     }
 
-    async fn write_leg(
-        &self,
-        lease: &Lease,
-        picked: &Picked,
-        leg: &Leg,
-        pieces: &[Piece],
-    ) -> io::Result<()> {
+    /// The leg's head and body, for this instance.
+    fn message(&self, picked: &Picked, leg: &Leg) -> Message {
+        let request = self.request();
+        let made;
+        let pieces: &[Piece] = match &leg.pieces {
+            Some(pieces) => pieces,
+            None => {
+                made = body_pieces(&request, leg);
+                &made
+            }
+        };
         let length = json::pieces_len(pieces);
         let mut out = self.tools.buffers.lend(SMALL);
         self.put_head(&mut out, picked, leg, length);
         if length <= COPY_MAX {
-            json::put_pieces(&mut out, self.request().body(), pieces);
-            let (result, back) = lease.stream.write_all(out).await;
-            self.tools.buffers.give(back);
-            return result;
+            json::put_pieces(&mut out, request.body(), pieces);
+            return Message::Whole(out);
         }
-        let (shared, base) = self.request().shared_body();
-        let mut parts = vec![Gather::Own(out)];
-        parts.extend(pieces.iter().map(|piece| match piece {
-            Piece::Source(r) => Gather::Shared(Rc::clone(&shared), base + r.start..base + r.end),
-            Piece::Own(bytes) => Gather::Own(bytes.clone()),
-        }));
-        lease.stream.write_pieces(Pieces::new(parts)).await
+        let (shared, base) = request.shared_body();
+        let mut parts = Vec::with_capacity(pieces.len() + 1);
+        for piece in pieces {
+            match piece {
+                // What is ours goes together, as far as nothing is between.
+                Piece::Own(bytes) => out.extend_from_slice(bytes),
+                Piece::Source(r) => {
+                    if !out.is_empty() {
+                        parts.push(Gather::Own(std::mem::take(&mut out)));
+                    }
+                    let range = base + r.start..base + r.end;
+                    parts.push(Gather::Shared(Rc::clone(&shared), range));
+                }
+            }
+        }
+        parts.push(Gather::Own(out));
+        Message::Parts(Pieces::new(parts))
     }
 
     /// The upstream head: the client's end-to-end fields in their order, with our framing and id.
@@ -647,6 +651,25 @@ fn ours(why: &io::Error) -> bool {
 }
 
 type Head = (ResponseHead, Vec<u8>, usize);
+
+/// What is written.
+enum Message {
+    Whole(Vec<u8>),
+    /// Without copying the client's body.
+    Parts(Pieces),
+}
+
+fn body_pieces<'a>(request: &Request, leg: &'a Leg) -> json::Pieces<'a> {
+    let body = request.body();
+    match request.overlay() {
+        // Verbatim is what the client sent as far as this handshake goes; an outer one has changed it.
+        Some(overlay) => overlay.pieces(body, &request.object, leg),
+        None if leg.verbatim || leg.edits.is_empty() => {
+            json::Pieces::from_iter([Piece::Source(0..body.len())])
+        }
+        None => json::splice(body, &request.object, &leg.edits),
+    }
+}
 
 enum ReadFailed {
     Io(io::Error),

@@ -28,6 +28,7 @@ use crate::config::Role;
 use crate::error::Stage;
 use crate::exchange::first_token::{First, Plan};
 use crate::exchange::grant::Grant;
+use crate::exchange::rewrite::{Begun, Rewrite};
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::wire::cap::edited;
 use crate::wire::json::Edit;
@@ -53,29 +54,39 @@ impl Handshake for Nixl {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
-    let mut plan = Plan::default();
     // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
-    let (grant, first) = Box::pin(prefill(x, &mut plan)).await?;
+    let Some((stream, rewrite)) = Box::pin(legs(x, reply)).await? else {
+        return Ok(());
+    };
+    reply.relay_through(x, stream, rewrite).await
+}
+
+/// Up to what D has begun to answer; `None`: the client has been answered.
+async fn legs(x: &Exchange, reply: &mut Reply) -> Result<Option<Begun>, Stop> {
+    let mut plan = Plan::default();
+    let (grant, first) = prefill(x, &mut plan).await?;
     if let First::Whole(stream) = &first {
         // Nobody will fetch the KV: dropped, the grant is released.
         drop(grant);
-        return Box::pin(reply.whole_stream(x, stream)).await;
+        Box::pin(reply.whole_stream(x, stream)).await?;
+        return Ok(None);
     }
     let mut leg = decode_leg(x, grant);
     if chunked::applies(x) {
-        return Box::pin(chunked::decode(x, reply, &leg.edits, leg.grant)).await;
+        Box::pin(chunked::decode(x, reply, &leg.edits, leg.grant)).await?;
+        return Ok(None);
     }
     let decode = x.pick(Role::Decode)?;
     plan.seed(&mut leg);
-    let stream = Box::pin(x.open(decode, leg)).await?;
-    if let Some(pins) = &x.pins {
-        let events = stream.is_good_event_stream();
-        let corrected = Corrected::new(pins.cached_tokens.get(), events);
-        return reply
-            .relay_through(x, stream, Some(Box::new(corrected)))
-            .await;
-    }
-    reply.relay_after(x, stream, first).await
+    let stream = x.open(decode, leg).await?;
+    let rewrite: Option<Box<dyn Rewrite>> = match &x.pins {
+        Some(pins) => {
+            let events = stream.is_good_event_stream();
+            Some(Box::new(Corrected::new(pins.cached_tokens.get(), events)))
+        }
+        None => first.rewrite(x, &stream),
+    };
+    Ok(Some((stream, rewrite)))
 }
 
 async fn prefill(x: &Exchange, plan: &mut Plan) -> Result<(Option<Grant>, First), Stop> {

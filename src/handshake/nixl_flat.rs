@@ -19,6 +19,7 @@ use crate::error::Stage;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::wire::json::Edit;
 use crate::wire::openai::KV_PARAMS;
+use crate::wire::spare::List;
 
 use super::beside::chunked;
 use super::{Handshake, Running, Spec};
@@ -68,12 +69,12 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
 async fn prefill(x: &Exchange, decode: &mut Leg) -> Result<(), Stop> {
     let mut leg = Leg::new(Stage::Prefill);
     leg.plain_answer = true;
-    leg.edits = vec![
+    leg.edits = List::from([
         Edit::Set("stream", Cow::Borrowed(b"false")),
         Edit::Remove("stream_options"),
         Edit::Remove(KV_PARAMS),
         Edit::Set("do_remote_decode", TRUE),
-    ];
+    ]);
     if let Some(pins) = &x.pins {
         pins.add_edits(&mut leg.edits);
     }

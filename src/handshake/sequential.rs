@@ -14,6 +14,7 @@
 use crate::config::Role;
 use crate::error::Stage;
 use crate::exchange::first_token::{First, Plan};
+use crate::exchange::rewrite::Begun;
 use crate::exchange::{Exchange, Leg, Reply, Stop};
 use crate::wire::json::Edit;
 use crate::wire::openai::KV_PARAMS;
@@ -36,23 +37,33 @@ impl Handshake for Sequential {
 }
 
 async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
+    // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
+    let Some((stream, rewrite)) = Box::pin(legs(x, reply)).await? else {
+        return Ok(());
+    };
+    reply.relay_through(x, stream, rewrite).await
+}
+
+/// Up to what D has begun to answer; `None`: the client has been answered.
+async fn legs(x: &Exchange, reply: &mut Reply) -> Result<Option<Begun>, Stop> {
     let mut plan = Plan::default();
     let mut first = First::default();
     if !x.skip_prefill() {
         plan = x.first_token_plan();
         let mut leg = x.prefill_leg();
         plan.seed(&mut leg);
-        // Boxed, all but the relay: a stream rests there, and should not be as large as what came before.
-        let answer = Box::pin(x.call(x.pick(Role::Prefill)?, leg)).await?;
+        let answer = x.call(x.pick(Role::Prefill)?, leg).await?;
         first = plan.read(x, &answer);
     }
     if let First::Whole(stream) = &first {
-        return Box::pin(reply.whole_stream(x, stream)).await;
+        Box::pin(reply.whole_stream(x, stream)).await?;
+        return Ok(None);
     }
     let decode = x.pick(Role::Decode)?;
     let mut leg = Leg::new(Stage::DecodeHead);
     leg.edits.push(Edit::Remove(KV_PARAMS));
     plan.seed(&mut leg);
-    let stream = Box::pin(x.open(decode, leg)).await?;
-    reply.relay_after(x, stream, first).await
+    let stream = x.open(decode, leg).await?;
+    let rewrite = first.rewrite(x, &stream);
+    Ok(Some((stream, rewrite)))
 }

@@ -44,11 +44,11 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     let (prefill, decode) = (x.pick(Role::Prefill)?, x.pick(Role::Decode)?);
     let edits = meeting(x, &prefill);
     let mut leg = Leg::new(Stage::Prefill);
-    leg.edits = edits.clone();
+    leg.edits = edits.clone().into();
     leg.alone = true;
     let aside = aside::send(x, prefill, leg);
     let mut leg = Leg::new(Stage::DecodeHead);
-    leg.edits = edits;
+    leg.edits = edits.into();
     // Another D would wait in a room that P has left.
     leg.alone = true;
     let opened = Box::pin(aside.or_failure(x, x.open(decode, leg))).await;

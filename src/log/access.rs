@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::id::Id;
+
 use super::Level;
 use super::line::{self, Json, cut_box};
 
@@ -40,7 +42,7 @@ impl End {
 #[derive(Debug, Clone)]
 pub struct Access {
     pub time: SystemTime,
-    pub id: Box<str>,
+    pub id: Id,
     /// `None` on a unix socket.
     pub client: Option<IpAddr>,
     pub method: Cow<'static, str>,
@@ -73,7 +75,7 @@ impl Default for Access {
     fn default() -> Access {
         Access {
             time: SystemTime::now(),
-            id: Box::default(),
+            id: Id::default(),
             client: None,
             method: Cow::Borrowed(""),
             path: Box::default(),
@@ -102,7 +104,9 @@ impl Default for Access {
 impl Access {
     pub(super) fn bounded(mut self) -> Access {
         self.path = cut_box(self.path, PATH_BYTES_MAX);
-        self.id = cut_box(self.id, ID_BYTES_MAX);
+        if let Id::Given(id) = self.id {
+            self.id = Id::Given(cut_box(id, ID_BYTES_MAX));
+        }
         if self.method.len() > METHOD_BYTES_MAX {
             line::cut(self.method.to_mut(), METHOD_BYTES_MAX);
         }

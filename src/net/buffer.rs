@@ -7,9 +7,9 @@ use std::rc::Rc;
 use monoio::buf::IoVecBuf;
 
 /// Read ahead from a client whose answer is a stream: it has nothing to say for a long time.
-pub const LITTLE: usize = 256;
-/// A stream whose events are tokens: most reads are a few hundred bytes.
-pub const CHUNK: usize = 1 << 10;
+pub const LITTLE: usize = 64;
+/// A stream whose events are tokens, one per read: each is a few hundred bytes.
+pub const CHUNK: usize = 512;
 /// A client's request, the head of an answer.
 pub const SMALL: usize = 4 << 10;
 /// A stream that has filled a smaller buffer.
@@ -25,6 +25,35 @@ const SHELVES: [(usize, usize); 5] = [
     (MEDIUM, 128),
     (LARGE, 64),
 ];
+
+/// So many reads in a row have to fit a smaller buffer before there is one.
+const SMALL_READS: u8 = 32;
+
+/// How much a stream is read at once. It rests with the buffer of its next read, so that is as small as its events;
+/// while more waits than fits, larger ones.
+#[derive(Default)]
+pub struct Appetite {
+    /// Reads in a row that would have fitted a buffer of [`CHUNK`].
+    small: u8,
+}
+
+impl Appetite {
+    /// After a read of `n` bytes into a buffer of this capacity: that of the next one.
+    pub fn next(&mut self, n: usize, capacity: usize) -> usize {
+        if n == capacity {
+            self.small = 0;
+            // More waits than fits: it may be no token stream, so in steps that are few.
+            let larger = [SMALL, MEDIUM, LARGE].into_iter().find(|one| *one > n);
+            return larger.unwrap_or(n);
+        }
+        self.small = if n < CHUNK { self.small + 1 } else { 0 };
+        if self.small < SMALL_READS {
+            return capacity;
+        }
+        self.small = 0;
+        CHUNK
+    }
+}
 
 /// Free buffers of one shard, by size. LIFO: the warmest one first.
 #[derive(Default)]
@@ -141,5 +170,30 @@ unsafe impl IoVecBuf for Pieces {
 
     fn read_iovec_len(&self) -> usize {
         (self.iovecs.len() - self.first).min(IOVECS_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_never_rests_long_with_a_large_buffer() {
+        let mut appetite = Appetite::default();
+        let mut size = CHUNK;
+        for larger in [SMALL, MEDIUM, LARGE, LARGE] {
+            size = appetite.next(size, size);
+            assert_eq!(size, larger);
+        }
+        // Now and then a read that needs the room: it stays.
+        for n in 0..1000 {
+            size = appetite.next(if n % 20 == 0 { SMALL } else { 200 }, size);
+            assert_eq!(size, LARGE);
+        }
+        for _ in 0..SMALL_READS {
+            size = appetite.next(200, size);
+        }
+        assert_eq!(size, CHUNK);
+        assert_eq!(appetite.next(200, size), CHUNK);
     }
 }

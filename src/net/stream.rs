@@ -127,19 +127,23 @@ impl Stream {
     }
 
     /// Reads once, appending to `buf` up to its capacity. 0 = the peer has finished sending.
-    pub async fn read(&self, buf: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        let (start, end) = (buf.len(), buf.capacity());
-        debug_assert!(start < end, "no room to read into");
-        if let Inner::Tls(session) = self.inner() {
-            return Box::pin(session.read(buf)).await;
+    // An async fn holds what it is given by value twice, for as long as a stream rests.
+    #[allow(clippy::manual_async_fn)]
+    pub fn read(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
+        async move {
+            let (start, end) = (buf.len(), buf.capacity());
+            debug_assert!(start < end, "no room to read into");
+            if let Inner::Tls(session) = self.inner() {
+                return Box::pin(session.read(buf)).await;
+            }
+            let tail = SliceMut::new(buf, start, end);
+            let (result, tail) = match self.inner() {
+                Inner::Tcp(s) => s.read(tail).await,
+                Inner::Unix(s) => s.read(tail).await,
+                Inner::Tls(_) => unreachable!("taken care of above"),
+            };
+            (result, tail.into_inner())
         }
-        let tail = SliceMut::new(buf, start, end);
-        let (result, tail) = match self.inner() {
-            Inner::Tcp(s) => s.read(tail).await,
-            Inner::Unix(s) => s.read(tail).await,
-            Inner::Tls(_) => unreachable!("taken care of above"),
-        };
-        (result, tail.into_inner())
     }
 
     /// Writes all of `buf` and hands it back.

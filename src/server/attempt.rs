@@ -24,34 +24,24 @@ use super::xpyd::measure;
 /// Answers one generate request.
 pub async fn generate(
     shard: &Rc<Shard>,
-    mut request: Box<Request>,
-    trace: Trace,
+    mut request: Rc<Request>,
     reply: &mut Reply,
     endpoint: Endpoint,
 ) -> Outcome {
     let xpyd_face = shard.tools.config().surface == Surface::Xpyd;
-    let admitted = match admit(shard, &mut request, endpoint) {
+    let admitted = match admit(shard, Request::unshared(&mut request), endpoint) {
         Ok(admitted) => admitted,
-        Err(error) => {
-            if xpyd_face {
-                measure::refused(shard, &trace, endpoint, error.kind);
-            }
-            let end = settle(shard, reply, &request.id, Err(error)).await;
-            return Outcome {
-                endpoint,
-                trace,
-                end,
-            };
-        }
+        Err(error) => return Box::pin(turned_away(shard, &request, reply, endpoint, error)).await,
     };
-    if xpyd_face {
-        measure::note_model(&trace, &request);
-    }
     if request.summary.stream {
         // Its next request is a stream away: no need to hold room for it.
         reply.inbox.read_ahead(LITTLE);
     }
-    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+    let trace = Trace::of(&request);
+    let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);
+    if xpyd_face {
+        measure::note_model(&x.trace, &x.request());
+    }
     let result = match x.find_model() {
         Ok(()) => run(shard, &x, reply).await,
         Err(error) => Err(error),
@@ -62,6 +52,26 @@ pub async fn generate(
         measure::finished(shard, &x, reply, endpoint, end);
     }
     finish(x, endpoint, end)
+}
+
+/// A request that goes no further than its body.
+async fn turned_away(
+    shard: &Rc<Shard>,
+    request: &Request,
+    reply: &mut Reply,
+    endpoint: Endpoint,
+    error: Error,
+) -> Outcome {
+    let trace = Trace::of(request);
+    if shard.tools.config().surface == Surface::Xpyd {
+        measure::refused(shard, &trace, endpoint, error.kind);
+    }
+    let end = settle(shard, reply, &request.id, Err(error)).await;
+    Outcome {
+        endpoint,
+        trace,
+        end,
+    }
 }
 
 /// The exchange is over: its buffer goes back to the shard.

@@ -18,39 +18,27 @@ use super::surface::xpyd;
 /// Which instances are asked, in this order: any of them can tokenize or name its models.
 const ROLES: [Role; 3] = [Role::Prefill, Role::Aggregated, Role::Decode];
 
-pub async fn forward(
-    shard: &Rc<Shard>,
-    request: Box<Request>,
-    trace: Trace,
-    reply: &mut Reply,
-) -> Outcome {
-    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+pub async fn forward(shard: &Rc<Shard>, request: Rc<Request>, reply: &mut Reply) -> Outcome {
+    let trace = Trace::of(&request);
+    let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);
     let result = run(&x, reply, &ROLES).await;
     let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)
 }
 
 /// To one instance that answers clients: these know what prefill instances were never told.
-pub async fn decode(
-    shard: &Rc<Shard>,
-    request: Box<Request>,
-    trace: Trace,
-    reply: &mut Reply,
-) -> Outcome {
-    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+pub async fn decode(shard: &Rc<Shard>, request: Rc<Request>, reply: &mut Reply) -> Outcome {
+    let trace = Trace::of(&request);
+    let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);
     let result = run(&x, reply, &[Role::Aggregated, Role::Decode]).await;
     let end = settle(shard, reply, &x.request().id, result.map_err(error_of)).await;
     finish(x, Endpoint::Forward, end)
 }
 
 /// One instance of each role begins or ends its profile.
-pub async fn profile(
-    shard: &Rc<Shard>,
-    request: Box<Request>,
-    trace: Trace,
-    reply: &mut Reply,
-) -> Outcome {
-    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+pub async fn profile(shard: &Rc<Shard>, request: Rc<Request>, reply: &mut Reply) -> Outcome {
+    let trace = Trace::of(&request);
+    let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);
     let end = match epd::page::profiles(&x, reply).await {
         Ok(()) => log::End::Ok,
         Err(_) => log::End::ClientGone,
@@ -86,20 +74,23 @@ async fn open(x: &Exchange, role: Role) -> Result<Opened, Stop> {
 /// instance that can take it, in configured order, prefill before aggregated before decode.
 pub async fn checked(
     shard: &Rc<Shard>,
-    mut request: Box<Request>,
-    trace: Trace,
+    mut request: Rc<Request>,
     reply: &mut Reply,
     members: &[&str],
 ) -> Outcome {
     let config = shard.tools.config();
-    let good = match attempt::index(&mut request, config.limits.json_depth_max) {
+    let good = match attempt::index(
+        Request::unshared(&mut request),
+        config.limits.json_depth_max,
+    ) {
         Ok(()) => xpyd::check_members(request.body(), &request.object, members),
         Err(error) => {
             let absent = xpyd::lacks(members);
             Err(xpyd::unreadable(request.body(), absent, error))
         }
     };
-    let x = Exchange::new(&shard.tools, Rc::from(request), reply.slot.clone(), trace);
+    let trace = Trace::of(&request);
+    let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);
     let result = match good {
         Ok(()) => to_first(&x, reply).await.map_err(error_of),
         Err(error) => Err(error),

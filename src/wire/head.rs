@@ -5,7 +5,10 @@
 //! `Content-Length` (equal or not, or written as a list), `Content-Length` with `Transfer-Encoding`, and
 //! a `Transfer-Encoding` other than `chunked` are refused.
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use super::spare::{List, spare};
 
 /// More headers than this is refused (431 from a client, 502 from an engine).
 pub const HEADERS_MAX: usize = 128;
@@ -91,6 +94,8 @@ pub struct Field {
     value: (u32, u32),
     pub kind: Name,
 }
+
+spare!(Field);
 
 /// The names pdrelay itself acts on; all others are [`Name::Other`] and travel as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,7 +193,7 @@ impl Field {
 /// What both kinds of head share.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
-    list: Vec<Field>,
+    list: List<Field>,
     /// Names listed in `Connection:` besides close and keep-alive: hop-by-hop by declaration.
     listed: Vec<Box<[u8]>>,
     pub close: bool,
@@ -308,8 +313,21 @@ impl RequestHead {
         }
     }
 
+    /// Its bytes are about to go.
+    pub fn forget_fields(&mut self) {
+        *self = self.without_fields();
+    }
+
     pub fn method_text<'a>(&self, head: &'a [u8]) -> &'a str {
         text(head, self.method_range)
+    }
+
+    /// The same, for whoever outlives the head.
+    pub fn method_name(&self, head: &[u8]) -> Cow<'static, str> {
+        match METHODS.iter().find(|(_, method)| *method == self.method) {
+            Some((name, _)) => Cow::Borrowed(name),
+            None => Cow::Owned(self.method_text(head).to_owned()),
+        }
     }
 
     /// Path with query, as sent. (httparse admits only visible characters here.)
@@ -388,6 +406,13 @@ impl ResponseHead {
         text(head, self.reason)
     }
 
+    /// Its bytes are about to go; what they said of the connection stays known.
+    pub fn forget_fields(&mut self) {
+        self.reason = (0, 0);
+        self.fields.list = List::default();
+        self.fields.listed = Vec::new();
+    }
+
     /// What the answer means is another status than it says. (Its words went with the old one.)
     pub fn override_status(&mut self, status: u16) {
         self.status = status;
@@ -446,17 +471,19 @@ fn syntax(why: httparse::Error) -> BadHead {
     }
 }
 
+const METHODS: [(&str, Method); 7] = [
+    ("POST", Method::Post),
+    ("GET", Method::Get),
+    ("HEAD", Method::Head),
+    ("PUT", Method::Put),
+    ("DELETE", Method::Delete),
+    ("OPTIONS", Method::Options),
+    ("PATCH", Method::Patch),
+];
+
 fn method_of(text: &str) -> Method {
-    match text {
-        "GET" => Method::Get,
-        "HEAD" => Method::Head,
-        "POST" => Method::Post,
-        "PUT" => Method::Put,
-        "DELETE" => Method::Delete,
-        "OPTIONS" => Method::Options,
-        "PATCH" => Method::Patch,
-        _ => Method::Other,
-    }
+    let known = METHODS.iter().find(|(name, _)| *name == text);
+    known.map_or(Method::Other, |(_, method)| *method)
 }
 
 fn text(head: &[u8], range: (u32, u32)) -> &str {
@@ -477,7 +504,7 @@ fn read_fields(
     headers: &[httparse::Header<'_>],
 ) -> Result<(Fields, Option<Framing>), BadHead> {
     let mut fields = Fields {
-        list: Vec::with_capacity(headers.len()),
+        list: List::lent(),
         listed: Vec::new(),
         close: false,
         keep_alive: false,

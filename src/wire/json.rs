@@ -8,6 +8,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
+use super::spare::{List, spare};
+
 /// Members at the top level beyond this are refused: no engine has so many parameters.
 const MEMBERS_MAX: usize = 1024;
 
@@ -59,10 +63,13 @@ impl Member {
     }
 }
 
+spare!(Member);
+spare!(Edit);
+
 /// The index of one object's members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Object {
-    members: Vec<Member>,
+    members: List<Member>,
     /// Offset of the closing brace.
     close: u32,
 }
@@ -81,27 +88,9 @@ impl Object {
     }
 
     fn scan_from(bytes: &[u8], depth_max: usize, text: usize) -> Result<Object, BadJson> {
-        if bytes.len() > u32::MAX as usize {
-            return Err(BadJson {
-                at: 0,
-                what: "the body is too large to index",
-            });
-        }
-        let mut scan = Scan {
-            bytes,
-            pos: 0,
-            depth_max,
-            text,
-        };
-        scan.text_to(PIECE)?;
-        scan.space();
-        let object = scan.object()?;
-        scan.space();
-        if scan.pos != bytes.len() {
-            return scan.bad("there is something after the closing brace");
-        }
-        scan.text_to(bytes.len())?;
-        Ok(object)
+        let mut members = List::lent();
+        let close = scan_whole(bytes, depth_max, text, |member| members.push(member))?;
+        Ok(Object { members, close })
     }
 
     pub fn members(&self) -> &[Member] {
@@ -124,6 +113,49 @@ impl Object {
     pub fn has(&self, bytes: &[u8], key: &str) -> bool {
         self.members.iter().any(|m| m.is(bytes, key))
     }
+}
+
+/// The value of this name in a JSON text that must be one object, where one member is all that is wanted of it: as
+/// [`Object::scan`] and [`Object::get`], without an index. `None`: it has none, or is no such text.
+pub fn value<'a>(bytes: &'a [u8], key: &str, depth_max: usize) -> Option<&'a [u8]> {
+    let mut found = None;
+    let end = scan_whole(bytes, depth_max, bytes.len(), |member| {
+        if member.is(bytes, key) {
+            found = Some(member.value());
+        }
+    });
+    end.ok()?;
+    found.map(|range| &bytes[range])
+}
+
+/// Scans a whole text, of which the first `text` bytes are known to be UTF-8, and says where its closing brace is.
+fn scan_whole(
+    bytes: &[u8],
+    depth_max: usize,
+    text: usize,
+    each: impl FnMut(Member),
+) -> Result<u32, BadJson> {
+    if bytes.len() > u32::MAX as usize {
+        return Err(BadJson {
+            at: 0,
+            what: "the body is too large to index",
+        });
+    }
+    let mut scan = Scan {
+        bytes,
+        pos: 0,
+        depth_max,
+        text,
+    };
+    scan.text_to(PIECE)?;
+    scan.space();
+    let close = scan.object(each)?;
+    scan.space();
+    if scan.pos != bytes.len() {
+        return scan.bad("there is something after the closing brace");
+    }
+    scan.text_to(bytes.len())?;
+    Ok(close)
 }
 
 /// What of a body is looked at in one go: less than the smallest first-level cache in use.
@@ -177,17 +209,18 @@ impl Scan<'_> {
         }
     }
 
-    fn object(&mut self) -> Result<Object, BadJson> {
+    fn object(&mut self, mut each: impl FnMut(Member)) -> Result<u32, BadJson> {
         if self.peek() != b'{' {
             return self.bad("the body is not a JSON object");
         }
         self.pos += 1;
-        let mut members = Vec::with_capacity(16);
+        let mut members = 0;
         self.space();
         if self.peek() != b'}' {
             loop {
-                members.push(self.member()?);
-                if members.len() > MEMBERS_MAX {
+                each(self.member()?);
+                members += 1;
+                if members > MEMBERS_MAX {
                     return self.bad("the object has more than 1024 members");
                 }
                 self.space();
@@ -201,7 +234,7 @@ impl Scan<'_> {
         }
         let close = self.pos as u32;
         self.pos += 1;
-        Ok(Object { members, close })
+        Ok(close)
     }
 
     fn member(&mut self) -> Result<Member, BadJson> {
@@ -292,10 +325,10 @@ impl Scan<'_> {
         }
     }
 
-    /// Skips one array or object by matching brackets, with a stack of one byte per level: no recursion,
+    /// Skips one array or object by matching brackets, with a stack of one bit per level: no recursion,
     /// so no body can overflow the stack.
     fn nested(&mut self) -> Result<(), BadJson> {
-        let mut stack: Vec<u8> = Vec::with_capacity(8);
+        let mut stack = Levels::default();
         loop {
             // Everything but strings and brackets is skipped unread: the engine judges it.
             let rest = &self.bytes[self.pos.min(self.bytes.len())..];
@@ -311,23 +344,52 @@ impl Scan<'_> {
                 }
                 open @ (b'{' | b'[') => {
                     // +2: the object around us, and the level being opened.
-                    if stack.len() + 2 > self.depth_max {
+                    if stack.depth + 2 > self.depth_max {
                         return self.bad("the body is nested too deeply");
                     }
-                    stack.push(open);
+                    stack.push(open == b'{');
                 }
                 close => {
-                    let wanted = if close == b'}' { b'{' } else { b'[' };
-                    if stack.pop() != Some(wanted) {
+                    if stack.pop() != Some(close == b'}') {
                         return self.bad("a bracket closes what was not opened");
                     }
                 }
             }
             self.pos += 1;
-            if stack.is_empty() {
+            if stack.depth == 0 {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Which brackets are open: a bit each, true for a brace.
+#[derive(Default)]
+struct Levels {
+    depth: usize,
+    /// The innermost ones, the last of them in the lowest bit.
+    near: u128,
+    /// What has been pushed out of `near`; few texts are so deep.
+    far: Vec<u128>,
+}
+
+impl Levels {
+    fn push(&mut self, brace: bool) {
+        if self.depth > 0 && self.depth.is_multiple_of(128) {
+            self.far.push(self.near);
+        }
+        self.near = self.near << 1 | u128::from(brace);
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) -> Option<bool> {
+        self.depth = self.depth.checked_sub(1)?;
+        let brace = self.near & 1 == 1;
+        self.near >>= 1;
+        if self.depth > 0 && self.depth.is_multiple_of(128) {
+            self.near = self.far.pop().unwrap_or_default();
+        }
+        Some(brace)
     }
 }
 
@@ -503,12 +565,23 @@ impl Edit {
 
 /// A piece of an edited body: bytes of the source, or bytes of our own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum Piece<'a> {
     Source(Range<usize>),
-    Own(Vec<u8>),
+    Own(Cow<'a, [u8]>),
 }
 
-impl Piece {
+/// Most edited bodies have so few that they need no memory of their own.
+pub type Pieces<'a> = SmallVec<[Piece<'a>; 24]>;
+
+impl Piece<'_> {
+    /// For whoever outlives the edits.
+    pub fn into_owned(self) -> Piece<'static> {
+        match self {
+            Piece::Source(range) => Piece::Source(range),
+            Piece::Own(bytes) => Piece::Own(Cow::Owned(bytes.into_owned())),
+        }
+    }
+
     pub fn len(&self) -> usize {
         match self {
             Piece::Source(range) => range.len(),
@@ -522,11 +595,8 @@ impl Piece {
 }
 
 /// The edited body as pieces. Everything outside the edited members is a `Source` range, untouched.
-pub fn splice(bytes: &[u8], object: &Object, edits: &[Edit]) -> Vec<Piece> {
-    let mut out = Pieces {
-        list: Vec::with_capacity(2 * edits.len() + 2),
-        copied: 0,
-    };
+pub fn splice<'a>(bytes: &[u8], object: &Object, edits: &'a [Edit]) -> Pieces<'a> {
+    let mut out = Splice::default();
     let mut done = [false; 32];
     debug_assert!(edits.len() <= done.len());
     let mut kept_end: Option<usize> = None;
@@ -565,14 +635,13 @@ fn cut_of(object: &Object, i: usize, kept_end: Option<usize>) -> Range<usize> {
     }
 }
 
-fn append(
-    out: &mut Pieces,
+fn append<'a>(
+    out: &mut Splice<'a>,
     object: &Object,
-    edits: &[Edit],
+    edits: &'a [Edit],
     done: &[bool],
     kept_end: Option<usize>,
 ) {
-    let mut own = Vec::new();
     let mut comma = kept_end.is_some();
     for (e, edit) in edits.iter().enumerate() {
         let Edit::Set(key, value) = edit else {
@@ -581,26 +650,23 @@ fn append(
         if done[e] {
             continue;
         }
-        if comma {
-            own.extend_from_slice(b",");
-        }
-        comma = true;
-        put_string(&mut own, key);
-        own.push(b':');
-        own.extend_from_slice(value);
-    }
-    if !own.is_empty() {
         // After everything else: the closing brace is the one place no cut can cover.
-        out.insert(object.close as usize, own);
+        out.upto(object.close as usize);
+        out.own(if comma { b",\"" } else { b"\"" });
+        out.own_key(key);
+        out.own(b"\":");
+        out.own(value);
+        comma = true;
     }
 }
 
-struct Pieces {
-    list: Vec<Piece>,
+#[derive(Default)]
+struct Splice<'a> {
+    list: Pieces<'a>,
     copied: usize,
 }
 
-impl Pieces {
+impl<'a> Splice<'a> {
     fn upto(&mut self, end: usize) {
         if self.copied < end {
             self.list.push(Piece::Source(self.copied..end));
@@ -613,17 +679,31 @@ impl Pieces {
         self.copied = self.copied.max(range.end);
     }
 
-    fn replace(&mut self, range: Range<usize>, with: &[u8]) {
-        self.insert(range.start, with.to_vec());
+    fn replace(&mut self, range: Range<usize>, with: &'a [u8]) {
+        self.upto(range.start);
+        self.own(with);
         self.copied = range.end;
     }
 
-    fn insert(&mut self, at: usize, own: Vec<u8>) {
-        self.upto(at);
-        self.list.push(Piece::Own(own));
+    fn own(&mut self, bytes: &'a [u8]) {
+        if !bytes.is_empty() {
+            self.list.push(Piece::Own(Cow::Borrowed(bytes)));
+        }
     }
 
-    fn finish(mut self, end: usize) -> Vec<Piece> {
+    /// A name, between quotes that are already there.
+    fn own_key(&mut self, key: &'a str) {
+        let plain = |b: &u8| !matches!(b, b'"' | b'\\' | 0..=0x1f | 0x7f);
+        if key.as_bytes().iter().all(plain) {
+            return self.own(key.as_bytes());
+        }
+        let mut quoted = Vec::new();
+        put_string(&mut quoted, key);
+        let inner = quoted[1..quoted.len() - 1].to_vec();
+        self.list.push(Piece::Own(Cow::Owned(inner)));
+    }
+
+    fn finish(mut self, end: usize) -> Pieces<'a> {
         self.upto(end);
         self.list
     }
@@ -638,8 +718,8 @@ pub struct Patch {
 
 /// The pieces with these patches, which are in the order of their places and do not overlap. A patch whose
 /// place an edit has taken out goes with it.
-pub fn patch(pieces: Vec<Piece>, patches: &[Patch]) -> Vec<Piece> {
-    let mut out = Vec::with_capacity(pieces.len() + 2 * patches.len());
+pub fn patch<'a>(pieces: Pieces<'a>, patches: &[Patch]) -> Pieces<'a> {
+    let mut out = Pieces::new();
     let mut rest = patches.iter().peekable();
     for piece in pieces {
         let Piece::Source(range) = piece else {
@@ -655,7 +735,7 @@ pub fn patch(pieces: Vec<Piece>, patches: &[Patch]) -> Vec<Piece> {
                 out.push(Piece::Source(copied..next.at.start));
             }
             if !next.with.is_empty() {
-                out.push(Piece::Own(next.with.clone()));
+                out.push(Piece::Own(Cow::Owned(next.with.clone())));
             }
             copied = next.at.end;
         }
@@ -667,7 +747,7 @@ pub fn patch(pieces: Vec<Piece>, patches: &[Patch]) -> Vec<Piece> {
 }
 
 /// The pieces as one buffer, appended to `out`.
-pub fn put_pieces(out: &mut Vec<u8>, source: &[u8], pieces: &[Piece]) {
+pub fn put_pieces(out: &mut Vec<u8>, source: &[u8], pieces: &[Piece<'_>]) {
     for piece in pieces {
         match piece {
             Piece::Source(range) => out.extend_from_slice(&source[range.clone()]),
@@ -676,6 +756,6 @@ pub fn put_pieces(out: &mut Vec<u8>, source: &[u8], pieces: &[Piece]) {
     }
 }
 
-pub fn pieces_len(pieces: &[Piece]) -> usize {
+pub fn pieces_len(pieces: &[Piece<'_>]) -> usize {
     pieces.iter().map(Piece::len).sum()
 }

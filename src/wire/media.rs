@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::json::{Patch, Piece, patch, put_string, string_value, unescape};
+use super::json::{Patch, Piece, Pieces, patch, put_string, string_value, unescape};
 
 /// What a content item holds. (Names: the OpenAI API and vLLM's extensions of it.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,13 +97,16 @@ impl Item {
     }
 
     /// The item of a chat as pieces of the body, with a uuid if one is to be added.
-    pub fn pieces(&self, uuid: Option<&str>) -> Vec<Piece> {
+    pub fn pieces(&self, uuid: Option<&str>) -> Pieces<'static> {
+        let mut whole = Pieces::new();
         if let (Form::Responses, Kind::Image, Some(url)) = (self.form, self.kind, &self.url) {
-            let own = |text: &[u8]| Piece::Own(text.to_vec());
-            let start = own(br#"{"type":"image_url","image_url":{"url":"#);
-            return vec![start, Piece::Source(url.clone()), own(b"}}")];
+            let own = |text: &'static [u8]| Piece::Own(text.into());
+            whole.push(own(br#"{"type":"image_url","image_url":{"url":"#));
+            whole.push(Piece::Source(url.clone()));
+            whole.push(own(b"}}"));
+            return whole;
         }
-        let whole = vec![Piece::Source(self.whole.clone())];
+        whole.push(Piece::Source(self.whole.clone()));
         match uuid {
             Some(uuid) => patch(whole, &[self.named(uuid)]),
             None => whole,

@@ -22,6 +22,7 @@ pub mod msgpack;
 pub mod openai;
 pub mod prompt;
 pub mod resp;
+pub mod spare;
 pub mod sse;
 pub mod transcode;
 pub mod usage;

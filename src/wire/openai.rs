@@ -4,6 +4,7 @@
 //! `min_tokens` above `max_tokens`, so that goes; with `n` above 1 it would hold a KV grant per child).
 
 use super::json::{self, Edit, Object};
+use super::spare::List;
 use std::borrow::Cow;
 
 /// The nixl template that asks P to keep its KV for a remote D (vLLM NixlConnector, all versions).
@@ -127,9 +128,9 @@ fn media_bytes(value: &[u8]) -> usize {
 }
 
 /// The edits that turn a client's body into the prefill leg's: one token, whole answer, one choice.
-pub fn prefill_edits() -> Vec<Edit> {
+pub fn prefill_edits() -> List<Edit> {
     let one = || Cow::Borrowed(&b"1"[..]);
-    vec![
+    List::from([
         Edit::Set("stream", Cow::Borrowed(b"false")),
         Edit::Remove("stream_options"),
         Edit::Remove("min_tokens"),
@@ -139,13 +140,13 @@ pub fn prefill_edits() -> Vec<Edit> {
         // Always, as every known proxy does: /v1/completions knows only this one and would otherwise
         // decode its default number of tokens on P.
         Edit::Set("max_tokens", one()),
-    ]
+    ])
 }
 
 /// The edits that make a leg one token and a whole answer of one choice, with only the limits that every API has.
-pub fn whole_answer_edits() -> Vec<Edit> {
+pub fn whole_answer_edits() -> List<Edit> {
     let one = || Cow::Borrowed(&b"1"[..]);
-    vec![
+    List::from([
         Edit::Set("max_tokens", one()),
         Edit::Replace("max_completion_tokens", one()),
         Edit::Replace("n", one()),
@@ -154,7 +155,7 @@ pub fn whole_answer_edits() -> Vec<Edit> {
         Edit::Remove("min_tokens"),
         Edit::Set("stream", Cow::Borrowed(b"false")),
         Edit::Remove("stream_options"),
-    ]
+    ])
 }
 
 /// Why the first choice ended, of a whole answer or of the first event that says so.
@@ -181,8 +182,7 @@ pub fn count(value: Option<&[u8]>) -> Option<u64> {
 
 /// Do these `stream_options` ask for the usage?
 pub fn wants_usage(options: &[u8]) -> bool {
-    let inner = Object::scan(options, 8).unwrap_or_default();
-    inner.get(options, "include_usage") == Some(b"true")
+    json::value(options, "include_usage", 8) == Some(b"true")
 }
 
 /// A request for one token and a whole answer, made of these members.
@@ -213,13 +213,11 @@ pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
 
 /// The `code` of an `error` member, if it is a number: a status, by custom.
 pub fn error_code(error: &[u8]) -> Option<u16> {
-    let object = Object::scan(error, 64).ok()?;
-    number(object.get(error, "code")?)?.try_into().ok()
+    number(json::value(error, "code", 64)?)?.try_into().ok()
 }
 
 /// `usage.prompt_tokens` of a whole answer, where it is there.
 pub fn prompt_tokens(answer: &[u8], object: &Object) -> Option<u64> {
     let usage = object.get(answer, "usage")?;
-    let inner = Object::scan(usage, 8).ok()?;
-    number(inner.get(usage, "prompt_tokens")?)
+    number(json::value(usage, "prompt_tokens", 8)?)
 }

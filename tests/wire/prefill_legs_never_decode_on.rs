@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 fn prefill(text: &str) -> String {
     let object = Object::scan(text.as_bytes(), 128).expect("an object");
     let mut out = vec![];
-    let pieces = json::splice(text.as_bytes(), &object, &prefill_edits());
+    let edits = prefill_edits();
+    let pieces = json::splice(text.as_bytes(), &object, &edits);
     json::put_pieces(&mut out, text.as_bytes(), &pieces);
     String::from_utf8(out).expect("UTF-8")
 }

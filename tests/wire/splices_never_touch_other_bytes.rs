@@ -230,10 +230,10 @@ proptest! {
     #[test]
     fn no_edit_no_change(text in object_text()) {
         let object = Object::scan(text.as_bytes(), 128).expect("an object");
-        let whole = vec![Piece::Source(0..text.len())];
-        prop_assert_eq!(&json::splice(text.as_bytes(), &object, &[]), &whole);
+        let whole = [Piece::Source(0..text.len())];
+        prop_assert_eq!(&json::splice(text.as_bytes(), &object, &[])[..], &whole[..]);
         let missing = [Edit::Remove("absent"), replace("gone", "1")];
-        prop_assert_eq!(&json::splice(text.as_bytes(), &object, &missing), &whole);
+        prop_assert_eq!(&json::splice(text.as_bytes(), &object, &missing)[..], &whole[..]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a silent stream costs: VmRSS of pdrelay before and with STREAMS streams that fell silent after a token.
 
-  STREAMS=5000 BODY=1024 RATE=250 LIMIT_KIB=12 tools/endure/idle_streams.py
+  STREAMS=5000 BODY=1024 RATE=250 LIMIT_KIB=8 tools/endure/idle_streams.py
 
 The simulator, another process, sends the first token and no more. Connections are opened at RATE per second: what
 is measured is streams at rest, not how a small machine takes thousands of connections in one moment.
@@ -13,7 +13,7 @@ import time
 from lab import BASE, Lab, Result, metrics, number, panics
 
 STREAMS, BODY, RATE = number("STREAMS", 5000), number("BODY", 1024), number("RATE", 250.0)
-LIMIT_KIB = number("LIMIT_KIB", 12.0)
+LIMIT_KIB = number("LIMIT_KIB", 8.0)
 PREFILL, DECODE, RELAY = BASE, BASE + 1, BASE + 20
 
 

@@ -21,6 +21,7 @@ use crate::exchange::{Answer, Exchange, Leg, Reply, Stop, gone};
 use crate::wire::cap::edited;
 use crate::wire::json::{self, Edit, Object, put_string};
 use crate::wire::openai::{KV_PARAMS, finish_reason};
+use crate::wire::spare::List;
 
 /// Is this request's answer to come in parts?
 pub fn applies(x: &Exchange) -> bool {
@@ -114,14 +115,14 @@ fn leg(x: &Exchange, edits: &[Edit], said: &Said, part: u64, first: bool) -> Leg
     leg.plain_answer = true;
     leg.alone = true;
     let number = || Cow::Owned(part.to_string().into_bytes());
-    leg.edits = vec![
+    leg.edits = List::from([
         Edit::Set("max_tokens", number()),
         Edit::Set("max_completion_tokens", number()),
         Edit::Set("stream", Cow::Borrowed(b"false")),
         Edit::Remove("stream_options"),
         // A least number for the whole says nothing of its parts.
         Edit::Remove("min_tokens"),
-    ];
+    ]);
     let mut own: Vec<Edit> = edits.to_vec();
     if !first {
         own.retain(|edit| edit.key() != KV_PARAMS);

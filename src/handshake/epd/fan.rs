@@ -1,5 +1,6 @@
 //! The fan-out: which encoder gets which items, and what it is sent.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::Poll;
 
@@ -80,12 +81,12 @@ pub fn leg(
     one_token: bool,
 ) -> Leg {
     let body = request.body();
-    let mut pieces = vec![Piece::Own(br#"{"model":"#.to_vec())];
+    let mut pieces = vec![Piece::Own(Cow::Borrowed(br#"{"model":"#))];
     pieces.push(match request.object.range(body, "model") {
         Some(range) => Piece::Source(range),
-        None => Piece::Own(b"null".to_vec()),
+        None => Piece::Own(Cow::Borrowed(b"null")),
     });
-    let own = |text: &[u8]| Piece::Own(text.to_vec());
+    let own = |text: &'static [u8]| Piece::Own(Cow::Borrowed(text));
     pieces.push(own(br#","messages":[{"role":"user","content":["#));
     for (n, i) in batch.items.iter().enumerate() {
         if n > 0 {
@@ -100,7 +101,7 @@ pub fn leg(
     if !one_token {
         for key in PASSED_ON {
             if let Some(range) = request.object.range(body, key) {
-                pieces.push(Piece::Own(format!(",\"{key}\":").into_bytes()));
+                pieces.push(Piece::Own(Cow::Owned(format!(",\"{key}\":").into())));
                 pieces.push(Piece::Source(range));
             }
         }
@@ -118,7 +119,7 @@ pub fn leg(
         end.extend_from_slice(b"]}");
     }
     end.push(b'}');
-    pieces.push(Piece::Own(end));
+    pieces.push(Piece::Own(Cow::Owned(end)));
     let mut leg = Leg::new(Stage::Encode);
     leg.pieces = Some(pieces);
     leg.path = Some("/v1/chat/completions".into());

@@ -135,7 +135,8 @@ impl Lmcache {
             }
             Next::Pass(decode, leg, first) => {
                 let opened = Box::pin(x.open(decode, leg)).await.map_err(redo)?;
-                reply.relay_after(x, opened, first).await
+                let rewrite = first.rewrite(x, &opened);
+                reply.relay_through(x, opened, rewrite).await
             }
             Next::Go(decode, leg, opening) if stream => {
                 let opened = Box::pin(x.open(decode, leg)).await.map_err(redo)?;

@@ -41,7 +41,9 @@ impl Lmcache {
         let tokens = tokens_of(&rendered)?;
         let mut leg = x.prefill_leg();
         leg.path = Some(COMPLETIONS.into());
-        leg.pieces = Some(vec![Piece::Own(prefill_body(request, &tokens, &transfer))]);
+        leg.pieces = Some(vec![Piece::Own(
+            prefill_body(request, &tokens, &transfer).into(),
+        )]);
         let answer = x.call(prefill, leg).await?;
         self.arrived(x, &transfer, &answer).await?;
         Ok(Next::Pass(
@@ -151,7 +153,7 @@ impl Lmcache {
         let mut leg = Leg::new(Stage::Prefill);
         leg.path = Some("/tokenize".into());
         let body = wire::tokenize_body(request.body(), &request.object, chat);
-        leg.pieces = Some(vec![Piece::Own(body)]);
+        leg.pieces = Some(vec![Piece::Own(body.into())]);
         leg.plain_answer = true;
         let answer = x
             .call(x.pick_again(role, Some(near.instance().index))?, leg)
