@@ -47,6 +47,10 @@ class Rows:
         ]
         return median(found) if found else None
 
+    def lumps(self, cell, peer):
+        """Do most tokens of this proxy's streams come with the one before?"""
+        return any(row["itl"]["p50"] == 0 for row in self.of(cell, peer) if "itl" in row)
+
 
 def number(value, digits=1):
     return "-" if value is None else f"{value:,.{digits}f}"
@@ -216,6 +220,9 @@ def promises(result):
 
 def added(rows, cell, others, what, part):
     ours = rows.added(cell, "pdrelay", what, part)
+    if what == "itl":
+        # Who holds tokens back and gives them in lumps has none between most of them.
+        others = [other for other in others if not rows.lumps(cell, other)]
     theirs = [value for value in (rows.added(cell, other, what, part) for other in others) if value is not None]
     if ours is None or not theirs:
         return None
