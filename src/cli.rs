@@ -70,7 +70,8 @@ pub enum Command {
     /// Print the YAML that means the same as another program's command line
     #[command(disable_version_flag = true)]
     Migrate {
-        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start
+        /// epd, lmcache, multiturn, sidecar, routing-sidecar, xpyd or xpyd-start; or the name that the program had,
+        /// such as disagg_epd_proxy.py
         program: String,
         /// What that program was started with
         #[arg(

@@ -97,10 +97,12 @@ fn run_as(program: &Program, args: &[String]) -> ExitCode {
 
 /// Another program's command line as our YAML.
 fn migrate(name: &str, args: &[String]) -> ExitCode {
-    let Some(program) = legacy::by_name(name) else {
+    // Whoever migrates knows the other program by its own name.
+    let named = legacy::by_name(name).or_else(|| legacy::by_argv0(name));
+    let Some(program) = named else {
         let names: Vec<&str> = legacy::PROGRAMS.iter().map(|p| p.name).collect();
         eprintln!(
-            "error: '{name}' is no program that can be migrated: {}",
+            "error: '{name}' is no program that can be migrated: {}; or its own name, such as disagg_epd_proxy.py",
             names.join(", ")
         );
         return ExitCode::from(2);

@@ -33,7 +33,7 @@ pub struct Guests {
 
 #[derive(Default)]
 struct Known {
-    instances: HashMap<(Role, Address), Guest>,
+    instances: HashMap<(As, Address), Guest>,
     /// Counts uses: the least recently used goes first.
     clock: u64,
     next_index: usize,
@@ -41,6 +41,14 @@ struct Known {
     free: Vec<(u64, usize)>,
     /// To the thread that looks names up, once there are names.
     resolver: Option<Sender<Weak<Instance>>>,
+}
+
+/// What it is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum As {
+    Engine(Role),
+    /// A server beside a prefill instance.
+    Side,
 }
 
 struct Guest {
@@ -65,6 +73,33 @@ impl Guests {
 
     /// The instance at this address. One that is a name may have no addresses yet.
     pub fn at(&self, role: Role, address: &Address) -> Arc<Instance> {
+        self.find(As::Engine(role), address)
+    }
+
+    /// The bootstrap server of a prefill instance. It is no engine: no metric tells of it, and nothing is left
+    /// out of choice when it fails.
+    pub fn side(&self, address: &Address) -> Arc<Instance> {
+        self.find(As::Side, address)
+    }
+
+    fn make(&self, index: usize, role: As, address: &Address) -> Instance {
+        match role {
+            As::Engine(role) => {
+                let one = InstanceConfig::new(address.clone(), role);
+                Instance::new(index, &one, &self.breaker, &self.metrics)
+            }
+            As::Side => {
+                let one = InstanceConfig::new(address.clone(), Role::Prefill);
+                let none = CircuitBreaker {
+                    enabled: false,
+                    ..self.breaker.clone()
+                };
+                Instance::counted(index, &one, &none, self.metrics.unlisted())
+            }
+        }
+    }
+
+    fn find(&self, role: As, address: &Address) -> Arc<Instance> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = &mut *known;
         known.clock += 1;
@@ -73,8 +108,7 @@ impl Guests {
         if !known.instances.contains_key(&key) {
             self.make_room(known, now);
             let index = take_index(known, now);
-            let one = InstanceConfig::new(address.clone(), role);
-            let instance = Instance::new(index, &one, &self.breaker, &self.metrics);
+            let instance = self.make(index, role, address);
             // Shards may remember the last one with this index: this one has never been met.
             instance.breaker.begin_at(clock << 20);
             let guest = Guest {
@@ -121,8 +155,10 @@ impl Guests {
             let key = key.0.clone();
             if let Some(gone) = known.instances.remove(&key) {
                 known.free.push((now + QUARANTINE_MS, gone.instance.index));
-                let name = &gone.instance.name;
-                self.metrics.forget_instance(key.0.name(), name);
+                if let As::Engine(role) = key.0 {
+                    self.metrics
+                        .forget_instance(role.name(), &gone.instance.name);
+                }
             }
         }
     }
@@ -185,6 +221,7 @@ mod tests {
         assert_eq!(guests.at(Role::Prefill, &address(1)).index, first.index);
         // One address in two roles is two instances.
         assert_ne!(guests.at(Role::Encode, &address(1)).index, first.index);
+        assert_ne!(guests.side(&address(1)).index, first.index);
     }
 
     #[test]

@@ -124,6 +124,16 @@ impl Instance {
         breaker: &CircuitBreaker,
         metrics: &Metrics,
     ) -> Instance {
+        let cells = metrics.instance(one.role.name(), &one.address.to_string());
+        Instance::counted(index, one, breaker, cells)
+    }
+
+    fn counted(
+        index: usize,
+        one: &InstanceConfig,
+        breaker: &CircuitBreaker,
+        metrics: Arc<InstanceMetrics>,
+    ) -> Instance {
         let name: Arc<str> = one.address.to_string().into();
         Instance {
             index,
@@ -152,7 +162,7 @@ impl Instance {
             wedged: AtomicBool::new(false),
             last_byte_ms: AtomicU64::new(0),
             targets: Published::new(literal(&one.address)),
-            metrics: metrics.instance(one.role.name(), &name),
+            metrics,
             trust: OnceLock::new(),
             met: Mutex::default(),
             name,

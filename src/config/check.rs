@@ -9,7 +9,9 @@ use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache};
+use super::{
+    Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache, ports,
+};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -122,6 +124,7 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_roles(config, places, report);
     check_side_ports(config, places, report);
     check_addresses(config, places, report);
+    ports::check(config, places, report);
     check_cores(&config.cores, report);
     check_pairs(config, report);
     check_sidecar(config, report);
@@ -401,14 +404,6 @@ fn check_sidecar(config: &Config, report: &mut Report) {
     if sidecar.p2p_pull && config.handshake != "nixl" {
         let message = "p2p_pull goes with handshake nixl only";
         report.problem("sidecar.p2p_pull", message, "remove it");
-    }
-    let ranks = count(config, Role::Decode) as u16;
-    let own = sidecar.metrics_port;
-    if own.is_some_and(|port| {
-        port != 0 && (config.port..config.port.saturating_add(ranks)).contains(&port)
-    }) {
-        let message = "metrics_port is a port that a rank listens on";
-        report.problem("sidecar.metrics_port", message, "choose another one");
     }
 }
 

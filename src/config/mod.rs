@@ -13,6 +13,7 @@ pub mod legacy;
 pub mod lmcache;
 pub mod load;
 pub mod multiturn;
+pub mod ports;
 pub mod quantity;
 mod reader;
 pub mod schema;

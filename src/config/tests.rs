@@ -5,6 +5,7 @@ mod example;
 mod migrate;
 mod models;
 mod never_panics;
+mod ports;
 mod position;
 mod print;
 mod quantity;

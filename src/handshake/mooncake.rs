@@ -24,9 +24,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Address, Role};
-use crate::error::{Error, Kind, Stage};
+use crate::error::{Blame, Error, Kind, Stage};
 use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Stop};
 use crate::id;
+use crate::log;
 use crate::wire::json::{Edit, put_string};
 use crate::wire::openai::KV_PARAMS;
 
@@ -111,7 +112,7 @@ impl Mooncake {
             // No D knows of what P would hold.
             aside.end();
         }
-        reply.relay(x, stream?).await
+        aside.relay(x, reply, stream?).await
     }
 
     async fn ranks(&self, x: &Exchange, prefill: &Picked) -> Result<Ranks, Stop> {
@@ -125,7 +126,7 @@ impl Mooncake {
             return Ok(ranks.clone());
         }
         let place = Address::tcp(host_of(prefill), port(x, prefill));
-        let bootstrap = x.tools.hosts.guests.at(Role::Prefill, &place);
+        let bootstrap = x.tools.hosts.guests.side(&place);
         let mut leg = Leg::new(Stage::Prefill);
         leg.get = true;
         leg.pieces = Some(Vec::new());
@@ -133,14 +134,19 @@ impl Mooncake {
         leg.limit = Some(QUERY_LIMIT);
         leg.plain_answer = true;
         leg.alone = true;
+        let blame = |error: Error| blame(error, &bootstrap.name, &prefill.instance().name);
         let bad = |what: &'static str| {
-            let error = Error::new(Kind::BadResponse, Stage::Prefill, what);
-            Stop::Error(error.at(&bootstrap.name))
+            Stop::Error(blame(Error::new(Kind::BadResponse, Stage::Prefill, what)))
         };
+        // It is no prefill: what becomes of it stands in a trace of its own.
+        x.trace.stage.set(Stage::Prefill);
+        let asking = x.branch();
         // Whatever it says of itself, to the client it is a gateway that is bad.
-        let answer = match x.call(x.pick_this(&bootstrap), leg).await {
+        let answer = match asking.call(asking.pick_this(&bootstrap), leg).await {
             Ok(answer) => answer,
-            Err(Stop::Answer(_)) => return Err(bad("its bootstrap server refuses /query")),
+            Err(Stop::Answer(_)) => return Err(bad("it refuses /query")),
+            Err(Stop::Error(error)) => return Err(Stop::Error(blame(error))),
+            Err(Stop::Again(error)) => return Err(Stop::Again(blame(error))),
             Err(stop) => return Err(stop),
         };
         let ranks = read(answer.body()).ok_or_else(|| bad("/query names no engine"))?;
@@ -151,6 +157,22 @@ impl Mooncake {
         known.insert(instance.index, (starts, Instant::now(), ranks.clone()));
         Ok(ranks)
     }
+}
+
+/// Its failure is not P's: whoever reads of it is to look at the right port.
+fn blame(error: Error, bootstrap: &str, prefill: &str) -> Error {
+    if error.kind.blame() != Blame::Instance {
+        return error;
+    }
+    let who = format!("the bootstrap server {bootstrap} of prefill {prefill}");
+    let what = match error.kind {
+        Kind::ConnectFailed => {
+            format!("{who} cannot be reached (--mooncake-bootstrap-port, side_port)")
+        }
+        _ => format!("{who}: {}", error.cause),
+    };
+    log::limited_for("bootstrap", bootstrap, log::Level::Warning, || what.clone());
+    Error::new(error.kind, error.stage, what)
 }
 
 fn read(body: &[u8]) -> Option<Ranks> {

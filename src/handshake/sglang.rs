@@ -55,7 +55,7 @@ async fn script(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     if opened.is_err() {
         aside.end();
     }
-    reply.relay(x, opened?).await
+    aside.relay(x, reply, opened?).await
 }
 
 /// Nobody else's, be it of another shard, another proxy, or a batch, which takes as many rooms from here on as it

@@ -138,6 +138,12 @@ impl Metrics {
         instance
     }
 
+    /// Cells that no page shows: of a server that is no instance.
+    pub fn unlisted(&self) -> Arc<InstanceMetrics> {
+        let writers = self.inner.writers.len();
+        Arc::new(InstanceMetrics::new("", "", writers))
+    }
+
     /// Stops reporting an instance that has left the cluster. Whoever still holds it may go on writing.
     /// If it comes back it starts from zero, which Prometheus takes for a restart.
     pub fn forget_instance(&self, role: &str, address: &str) {

@@ -4,25 +4,15 @@
 use std::io;
 
 use super::connection::OWN_PAGES;
-use crate::config::{Config, Role};
+use crate::config::{Config, ports};
 use crate::net::tls::Acceptor;
 
 /// Each door and its port, the main one first.
 pub fn of(config: &Config) -> Vec<(u16, u16)> {
-    let mut doors = vec![(0, config.port)];
+    let mut doors = ports::of_ranks(config);
     let Some(sidecar) = &config.sidecar else {
         return doors;
     };
-    let decode = config.instances.iter();
-    let ranks = decode.filter(|one| one.role == Role::Decode).count();
-    for rank in 1..ranks as u16 {
-        // Any free port stays any free port.
-        let port = match config.port {
-            0 => 0,
-            port => port.saturating_add(rank),
-        };
-        doors.push((rank, port));
-    }
     if let Some(port) = sidecar.metrics_port {
         doors.push((OWN_PAGES, port));
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::{File, Serving};
-use crate::support::{chat, completion, engines, post_bytes};
+use super::{File, Program, Serving, command, free_port};
+use crate::support::{Client, chat, completion, engines, eventually, post_bytes};
 
 /// `key=value` pairs of a line, quoted ones unquoted; and the request and status, which have no key.
 fn fields(line: &str) -> (HashMap<String, String>, String) {
@@ -269,4 +269,101 @@ fn a_line_names_the_encoders_and_has_a_bound() {
     assert!(all.starts_with(&names[..shown].join(",")), "{all}");
     // The first has got two of the 25.
     assert_eq!(encode(3).unwrap(), all);
+}
+
+/// 1P + 1D of this dialect behind a program of ours; P's bootstrap server is at `side`, or where it is.
+fn at_once(
+    handshake: &str,
+    kv: pdsim::KvMode,
+    side: Option<u16>,
+) -> (Program, pdsim::Sim, std::net::SocketAddr) {
+    let mut engines = engines(1, 1);
+    engines.iter_mut().for_each(|engine| engine.kv = kv);
+    let options = pdsim::Options {
+        engines,
+        record: true,
+        ..pdsim::Options::default()
+    };
+    let sim = pdsim::Sim::start(options).expect("the simulator starts");
+    let (p, d) = (sim.addresses()[0], sim.addresses()[1]);
+    let side = side.or(sim.side(0).map(|side| side.port())).unwrap();
+    let port = free_port();
+    let file = File::new(
+        &format!("at-once-{port}.yaml"),
+        &format!(
+            "host: 127.0.0.1\nport: {port}\nshards: 1\nhandshake: {handshake}\n\
+             prefill: [{{address: \"{p}\", side_port: {side}}}]\ndecode: [\"{d}\"]\n"
+        ),
+    );
+    let program = Program::of(command(&["serve", "-c", file.path()]).spawn().unwrap());
+    eventually("it listens", || program.err.so_far().contains("listens on"));
+    (program, sim, ([127, 0, 0, 1], port).into())
+}
+
+/// P is asked at the same time as D, and where it is to be found is asked of a server that is no engine.
+#[test]
+fn a_p_beside_d_is_never_left_out_nor_mistaken() {
+    for (handshake, kv) in [
+        ("mooncake", pdsim::KvMode::Mooncake),
+        ("sglang", pdsim::KvMode::Sglang),
+    ] {
+        let (mut program, sim, address) = at_once(handshake, kv, None);
+        let (p, d) = (
+            sim.addresses()[0].to_string(),
+            sim.addresses()[1].to_string(),
+        );
+        for (number, more) in ["", r#","stream":true"#, ""].iter().enumerate() {
+            let body = completion(
+                &format!("text {number}"),
+                &format!(r#","max_tokens":3{more}"#),
+            );
+            let response = Client::connect(address).post("/v1/completions", &body);
+            assert_eq!(response.status, 200, "{handshake}: {}", response.text());
+            let timing = response.header("server-timing").unwrap_or_default();
+            assert!(timing.contains("prefill;dur="), "{handshake}: {timing}");
+        }
+        let page = Client::connect(address).get("/metrics").text();
+        for line in page
+            .lines()
+            .filter(|l| l.starts_with("pdrelay_upstream_requests_total{"))
+        {
+            let known = [&p, &d]
+                .iter()
+                .any(|one| line.contains(&format!("instance=\"{one}\"")));
+            assert!(known, "{handshake} has no such instance: {line}");
+        }
+        program.signal(libc::SIGTERM);
+        program.wait();
+        let said = program.err.text() + &program.out.text();
+        let seen = lines(&said);
+        let seen: Vec<_> = seen
+            .iter()
+            .filter(|line| line.contains("completions"))
+            .collect();
+        assert_eq!(seen.len(), 3, "{said}");
+        for line in seen {
+            let (fields, _) = fields(line);
+            assert_eq!((&fields["prefill"], &fields["decode"]), (&p, &d), "{line}");
+            assert!(fields.contains_key("prefill_ms"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_bootstrap_server_that_is_not_there_is_never_blamed_on_prefill() {
+    let side = free_port();
+    let (mut program, sim, address) = at_once("mooncake", pdsim::KvMode::Mooncake, Some(side));
+    let p = sim.addresses()[0];
+    let response = Client::connect(address).post("/v1/completions", &completion("x", ""));
+    let why = format!(
+        "the bootstrap server 127.0.0.1:{side} of prefill {p} cannot be reached (--mooncake-bootstrap-port, side_port)"
+    );
+    assert_eq!(response.status, 502);
+    assert!(response.text().contains(&why), "{}", response.text());
+    let asked = [0, 1].map(|engine| sim.transcript(engine));
+    assert!(asked.iter().flatten().all(|got| got.method != "POST"));
+    program.signal(libc::SIGTERM);
+    program.wait();
+    let said = program.err.text() + &program.out.text();
+    assert!(said.contains(&why), "{said}");
 }

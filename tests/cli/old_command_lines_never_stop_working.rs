@@ -325,6 +325,34 @@ fn the_old_python_file_starts() {
     assert!(ran.err.contains("put pdrelay on the PATH"), "{}", ran.err);
 }
 
+/// Each of the Python files is the program that it is named after, and takes its command line.
+#[test]
+fn old_python_files_never_start_another_program() {
+    let folder = Folder::new("shims");
+    if Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root().join("configs/shims")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|ending| ending != "py") {
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let shim = path.to_str().unwrap();
+        let mut command = folder.as_program(Path::new("python3"), &[shim, "--help"]);
+        command.env("PDRELAY", env!("CARGO_BIN_EXE_pdrelay"));
+        let ran = finish(command);
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{name}");
+        assert_eq!(ran.out, folder.run_as(name, &["--help"]).out, "{name}");
+        let executable =
+            std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+        assert_eq!(executable & 0o111, 0o111, "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 5);
+}
+
 /// What `migrate` prints is what `check` and `serve` read; a line apart says how it would be served.
 #[test]
 fn migrated_files_load() {
@@ -373,6 +401,38 @@ fn migrated_files_load() {
             "{}",
             ran.out
         );
+    }
+    // By the name that the program had, with or without its ending and its folder, it is the same.
+    for (name, ours, args) in [
+        (
+            "disagg_epd_proxy",
+            "epd",
+            &["--encode-servers-urls=e:1", "--decode-servers-urls=d:1"][..],
+        ),
+        (
+            "./disagg_epd_proxy.py",
+            "epd",
+            &["--encode-servers-urls=e:1", "--decode-servers-urls=d:1"],
+        ),
+        (
+            "disagg_encoder_proxy",
+            "epd",
+            &["--encode-servers-urls=e:1", "--decode-servers-urls=d:1"],
+        ),
+        ("disagg_proxy_server", "lmcache", &[]),
+        ("disagg_proxy_multiturn", "multiturn", &[]),
+        ("pd-sidecar", "sidecar", &["--port=1"]),
+        ("llm-d-routing-sidecar", "routing-sidecar", &["--port=1"]),
+        (
+            "MicroPDProxyServer.py",
+            "xpyd",
+            &["--model=m", "--prefill", "p:1", "--decode", "d:1"],
+        ),
+    ] {
+        let ran = folder.run(&[&["migrate", name][..], args].concat());
+        assert_eq!(ran.code, Some(0), "{name}: {}", ran.err);
+        let same = folder.run(&[&["migrate", ours][..], args].concat());
+        assert_eq!(ran.out, same.out, "{name}");
     }
     let ran = folder.run(&["migrate", "xpyd", "--version"]);
     assert_eq!(ran.code, Some(2));

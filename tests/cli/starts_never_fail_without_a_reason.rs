@@ -48,6 +48,52 @@ fn a_taken_port() {
     );
 }
 
+/// One request would come back to it until no descriptor is left.
+#[test]
+fn a_proxy_is_never_its_own_engine() {
+    for (line, engine, ours) in [
+        (
+            "sidecar --port 28000 --vllm-port 28000",
+            "localhost:28000",
+            "(port 28000)",
+        ),
+        (
+            "sidecar --port 28002 --vllm-port 28001 --data-parallel-size 2",
+            "localhost:28002",
+            "(port 28002)",
+        ),
+        (
+            "routing-sidecar --port 28000 --vllm-port 28001 --data-parallel-size 2",
+            "localhost:28001",
+            "(port 28001 of rank 1)",
+        ),
+        (
+            "serve --port 28200 --prefill 127.0.0.1:28100 --decode 127.0.0.1:28200",
+            "127.0.0.1:28200",
+            "(port 28200)",
+        ),
+    ] {
+        let ran = run(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(
+            (ran.code, ran.out.as_str()),
+            (Some(1), ""),
+            "{line}: {}",
+            ran.err
+        );
+        let said = format!("decode {engine} is pdrelay itself, which listens there {ours}");
+        assert!(ran.err.contains(&said), "{line}: {}", ran.err);
+    }
+    let lmcache = "lmcache --port 8500 --prefiller-port 8100 --decoder-port 8200";
+    let ran = run(&lmcache.split(' ').collect::<Vec<_>>());
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.err
+            .contains("lmcache.port 8500 is where clients come (port 8500)"),
+        "{}",
+        ran.err
+    );
+}
+
 #[test]
 fn addresses_and_cpus_that_are_not_there() {
     let instances = ["--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:2"];

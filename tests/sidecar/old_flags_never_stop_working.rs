@@ -252,6 +252,7 @@ fn migrated_command_lines_are_the_same_configuration() {
             "--generation=g2",
             "--ec-connector=ec-example",
             "--data-parallel-size=2",
+            "--vllm-port=8200",
         ],
         &[
             "--enable-ssrf-protection",

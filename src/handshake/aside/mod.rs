@@ -16,9 +16,10 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use crate::error::Stage;
-use crate::exchange::{Exchange, Leg, Opened, Picked, Stop};
+use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Stop};
 use crate::log;
 use crate::net::sweep::{Fired, SWEEP_EVERY, Slot, Wait};
 
@@ -34,20 +35,28 @@ struct State {
     /// Nobody waits for D any more.
     over: Cell<bool>,
     failed: RefCell<Option<Stop>>,
+    began: Instant,
+    /// Until P was at its end, good or bad.
+    took: Cell<Option<Duration>>,
 }
 
 /// Sends the leg and lets it run to its end; a failure is counted where all are, and logged.
 pub fn send(x: &Exchange, picked: Picked, leg: Leg) -> Aside {
     let (aside, slot) = (x.detached(), x.slot.clone());
     let place = picked.instance().name.clone();
+    *x.trace.prefill_at.borrow_mut() = Some(place.clone());
     let state = Rc::new(State {
         slot: aside.slot.clone(),
         over: Cell::new(false),
         failed: RefCell::default(),
+        began: Instant::now(),
+        took: Cell::default(),
     });
     let told = state.clone();
     monoio::spawn(async move {
-        let Some(stop) = failure(&aside, picked, leg).await else {
+        let failed = failure(&aside, picked, leg).await;
+        told.took.set(Some(told.began.elapsed()));
+        let Some(stop) = failed else {
             return;
         };
         if told.over.get() {
@@ -107,6 +116,7 @@ impl Aside {
     ) -> Result<Opened, Stop> {
         let opened = open.await;
         self.0.over.set(true);
+        self.note(x);
         let Some(failed) = self.0.failed.take() else {
             return opened;
         };
@@ -118,5 +128,18 @@ impl Aside {
         }
         x.trace.stage.set(Stage::Prefill);
         Err(failed)
+    }
+
+    /// D's answer to the client; and by its end, for how long P was at it.
+    pub async fn relay(&self, x: &Exchange, reply: &mut Reply, opened: Opened) -> Result<(), Stop> {
+        let end = reply.relay(x, opened).await;
+        self.note(x);
+        end
+    }
+
+    /// A P that is not at its end yet has worked until now.
+    fn note(&self, x: &Exchange) {
+        let took = self.0.took.get().unwrap_or_else(|| self.0.began.elapsed());
+        x.trace.prefill.set(Some(took));
     }
 }
