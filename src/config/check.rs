@@ -18,6 +18,7 @@ const POLICY_ALIASES: [(&str, &str); 2] = [
 ];
 
 const EPD: &str = "epd";
+const MULTITURN: &str = "multiturn";
 
 /// What encoder disaggregation needs, and what of it makes no sense.
 fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Report) {
@@ -56,6 +57,7 @@ fn check_epd(config: &Config, places: &[String], known: &Known, report: &mut Rep
         None if there(Role::Aggregated) => "aggregated",
         None => "nixl",
     };
+    super::epd::check_then(config, places, report);
     let needed = needs(then).unwrap_or_default();
     for role in Role::ALL {
         let (name, needed) = (role.name(), needed.contains(&role) || role == Role::Encode);
@@ -445,10 +447,14 @@ fn check_cores(cores: &Cores, report: &mut Report) {
 }
 
 fn check_multiturn(config: &Config, report: &mut Report) {
-    if config.handshake != "multiturn" {
+    if !super::epd::runs(config, MULTITURN) {
         if config.multiturn != super::Multiturn::default() {
             let message = format!("it has no effect on the handshake '{}'", config.handshake);
-            report.warning("multiturn", message, "write handshake: multiturn");
+            report.warning(
+                "multiturn",
+                message,
+                "write handshake: multiturn, or epd with then: multiturn",
+            );
         }
         return;
     }
@@ -595,7 +601,7 @@ pub fn print(config: &Config) -> String {
     if now != usual {
         line("startup", &differing(&now, &usual));
     }
-    if config.handshake == "multiturn" {
+    if super::epd::runs(config, MULTITURN) {
         let (now, usual) = (multiturn(&config.multiturn), multiturn(&Default::default()));
         line("multiturn", &differing(&now, &usual));
     }

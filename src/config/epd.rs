@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::lmcache::Chat;
+use super::reader::Report;
+use super::{Config, Role};
+
 /// Which of vLLM's `disagg_epd_proxy.py` the engines expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub enum Version {
@@ -78,5 +82,58 @@ impl Consumer {
     /// Is there nothing to tell it or encoders?
     pub fn is_plain(&self) -> bool {
         self.dp_size == 1 && self.addresses.is_empty()
+    }
+}
+
+/// Is this the handshake, or the one behind the encoders?
+pub(super) fn runs(config: &Config, handshake: &str) -> bool {
+    let then = config.epd.then.as_deref();
+    config.handshake == handshake || config.handshake == "epd" && then == Some(handshake)
+}
+
+/// What a handshake behind the encoders cannot do with what they have made. `places`: of the instances.
+pub(super) fn check_then(config: &Config, places: &[String], report: &mut Report) {
+    let then = config.epd.then.as_deref().unwrap_or_default();
+    match then {
+        "sglang" => {
+            let message = "SGLang engines know no ec_transfer_params: what vLLM's encoders make of media is lost on them";
+            let fix = "use handshake: sglang without encoders, or a handshake of vLLM's";
+            return report.problem("epd.then", message, fix);
+        }
+        "nixl_flat" => {
+            let message = "engines that speak nixl_flat are older than encoders of their own: they read no ec_transfer_params";
+            return report.problem("epd.then", message, "write then: nixl");
+        }
+        "lmcache" => {
+            let chat = match config.lmcache.chat {
+                Chat::Completions => "completions",
+                Chat::Render => "render",
+                Chat::Auto | Chat::Native => "",
+            };
+            if !chat.is_empty() {
+                let message = format!(
+                    "chat: {chat} gives prefill a chat as token ids by way of /v1/completions, where media have no place"
+                );
+                let fix = "write chat: native, or leave encoders out";
+                report.problem("lmcache.chat", message, fix);
+            }
+        }
+        _ => {}
+    }
+    for (instance, place) in config.instances.iter().zip(places) {
+        let (role, consumer) = (instance.role, &instance.consumer);
+        if role != Role::Prefill {
+            continue;
+        }
+        if then == "mooncake" && consumer.dp_size > 1 {
+            let message = "with then: mooncake the rank of prefill is the one that its bootstrap server names, not one of dp_size";
+            report.problem(place, message, "remove dp_size");
+        }
+        if then == "shared_storage" && !consumer.addresses.is_empty() {
+            let message = "with then: shared_storage decode may serve a request without prefill, but encodings would have been \
+                           pushed to prefill";
+            let fix = "remove ec_addresses, so that they are fetched, or choose another 'then'";
+            report.problem(place, message, fix);
+        }
     }
 }

@@ -87,8 +87,7 @@ impl Default for Lmcache {
 
 /// Is it the handshake, or the one behind the encoders?
 pub(super) fn used(config: &Config) -> bool {
-    let then = config.epd.then.as_deref();
-    config.handshake == "lmcache" || config.handshake == "epd" && then == Some("lmcache")
+    super::epd::runs(config, "lmcache")
 }
 
 /// What the section and the instances demand of each other. (`key`: where receivers were written.)

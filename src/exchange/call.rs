@@ -1,5 +1,6 @@
 //! `call`: a leg whose whole answer is wanted (prefill, encode, a decode that has to be told otherwise).
 
+use std::borrow::Cow;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,13 +10,15 @@ use crate::cluster::Instance;
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Failure, InstanceCounter};
 use crate::net::buffer::Buffers;
+use crate::wire::cap::{self, Api};
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, ResponseHead};
 use crate::wire::json::{Edit, Object};
 use crate::wire::openai;
+use crate::wire::spare::List;
 
 use super::send::{Handover, Leg, Opened};
-use super::{Exchange, Picked, Stop};
+use super::{Exchange, Picked, Request, Stop};
 
 /// A whole answer of one stage.
 pub struct Answer {
@@ -82,6 +85,11 @@ impl Exchange {
             leg.edits = pins.prefill_edits(&request).into();
             return leg;
         }
+        if Api::of(request.path()) == Api::Responses {
+            leg.edits = responses_edits(&request).into();
+            leg.edits.push(Edit::Remove(openai::KV_PARAMS));
+            return leg;
+        }
         leg.edits = openai::prefill_edits();
         let stream = request.object.get(request.body(), "stream");
         if matches!(stream, None | Some(b"false" | b"null")) {
@@ -92,6 +100,15 @@ impl Exchange {
         }
         leg.edits.push(Edit::Remove(openai::KV_PARAMS));
         leg
+    }
+
+    /// What makes a leg one token and a whole answer, in the terms of the API that the client speaks.
+    pub fn one_token_edits(&self) -> List<Edit> {
+        let request = self.request();
+        match Api::of(request.path()) {
+            Api::Responses if self.pins.is_none() => responses_edits(&request).into(),
+            _ => openai::whole_answer_edits(),
+        }
     }
 
     /// Sends the leg and leaves the answer's body flowing, to be relayed.
@@ -255,6 +272,13 @@ impl Exchange {
         }
         Ok(answer)
     }
+}
+
+/// P keeps nothing of a response that will be D's.
+fn responses_edits(request: &Request) -> Vec<Edit> {
+    let mut edits = cap::edits(Api::Responses, false, request.body(), &request.object);
+    edits.push(Edit::Set("store", Cow::Borrowed(b"false")));
+    edits
 }
 
 fn cut(result: &io::Result<usize>) -> &'static str {

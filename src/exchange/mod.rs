@@ -144,6 +144,9 @@ pub struct Exchange {
     pinned: RefCell<Vec<Arc<Instance>>>,
 }
 
+/// Of the names of encoders in one access line: a request may have as many as it has media.
+const ENCODERS_BYTES_MAX: usize = 256;
+
 /// What happened to one request, for its access line, its metrics and `Server-Timing`.
 pub struct Trace {
     /// When the first byte of the head was there.
@@ -156,6 +159,8 @@ pub struct Trace {
     pub ttft: Cell<Option<Duration>>,
     /// When the first bytes of the answer's body came, since `started`.
     pub first_chunk: Cell<Option<Duration>>,
+    /// All of them, with commas.
+    pub encode_at: RefCell<Option<Arc<str>>>,
     pub prefill_at: RefCell<Option<Arc<str>>>,
     pub decode_at: RefCell<Option<Arc<str>>>,
     pub retries: Cell<u8>,
@@ -178,6 +183,7 @@ impl Trace {
             stream: Cell::default(),
             ttft: Cell::default(),
             first_chunk: Cell::default(),
+            encode_at: RefCell::default(),
             prefill_at: RefCell::default(),
             decode_at: RefCell::default(),
             retries: Cell::default(),
@@ -196,6 +202,28 @@ impl Trace {
 
     pub fn retried(&self) {
         self.retries.set(self.retries.get().saturating_add(1));
+    }
+
+    /// Notes who was asked to encode, each once and in order; what does not fit is counted.
+    pub fn note_encoders(&self, branches: &[Exchange]) {
+        let mut shown: Vec<Arc<str>> = Vec::new();
+        for branch in branches {
+            let name = branch.trace.encode_at.borrow().clone();
+            shown.extend(name.filter(|name| !shown.contains(name)));
+        }
+        let (mut text, mut more) = (String::new(), 0);
+        for name in shown {
+            if text.len() + name.len() >= ENCODERS_BYTES_MAX {
+                more += 1;
+                continue;
+            }
+            text.extend([if text.is_empty() { "" } else { "," }, &*name]);
+        }
+        if more > 0 {
+            let comma = if text.is_empty() { "" } else { "," };
+            text += &format!("{comma}+{more}");
+        }
+        *self.encode_at.borrow_mut() = (!text.is_empty()).then(|| text.into());
     }
 
     /// `Server-Timing` (W3C): milliseconds per stage, as far as known when the head is sent.

@@ -188,8 +188,13 @@ pub struct NoticeSocket {
 }
 
 impl NoticeSocket {
-    /// `keep`: no request lasts longer.
-    pub fn bind(host: &str, port: u16, keep: Duration) -> io::Result<NoticeSocket> {
+    /// `keep`: no request lasts longer. `handshake`: so long a sender may take to say what it is.
+    pub fn bind(
+        host: &str,
+        port: u16,
+        keep: Duration,
+        handshake: Duration,
+    ) -> io::Result<NoticeSocket> {
         let say = |error: io::Error| {
             let what = format!("cannot take notices on tcp://{host}:{port}: {error}");
             io::Error::new(error.kind(), what)
@@ -204,7 +209,8 @@ impl NoticeSocket {
             address.ok_or_else(|| io::Error::other(format!("host {host} has no address")))?;
         let notices = Notices::new(keep);
         let told = notices.clone();
-        let pull = Pull::bind(*address, move |message| told.take_in(message)).map_err(say)?;
+        let pull = Pull::bind(*address, handshake, move |message| told.take_in(message));
+        let pull = pull.map_err(say)?;
         Ok(NoticeSocket { notices, pull })
     }
 }

@@ -138,8 +138,8 @@ impl Exchange {
             Some(one.index) == index && closed && !one.draining()
         };
         let members = match index {
-            Some(_) => self.members_now(role),
-            None => Vec::new(),
+            Some(_) if !self.is_pinned(role) => self.members_now(role),
+            _ => Vec::new(),
         };
         match members.iter().find(wanted) {
             Some(instance) if !self.avoid.borrow().contains(&instance.index) => Ok(Picked {

@@ -256,7 +256,8 @@ impl Exchange {
     /// Where the trace notes who served this role.
     fn place(&self, role: Role) -> &RefCell<Option<Arc<str>>> {
         match role {
-            Role::Prefill | Role::Encode => &self.trace.prefill_at,
+            Role::Encode => &self.trace.encode_at,
+            Role::Prefill => &self.trace.prefill_at,
             Role::Decode | Role::Aggregated => &self.trace.decode_at,
         }
     }
@@ -661,9 +662,11 @@ enum Message {
 fn body_pieces<'a>(request: &Request, leg: &'a Leg) -> json::Pieces<'a> {
     let body = request.body();
     match request.overlay() {
-        _ if leg.verbatim => json::Pieces::from_iter([Piece::Source(0..body.len())]),
+        // Verbatim is what the client sent as far as this handshake goes; an outer one has changed it.
         Some(overlay) => overlay.pieces(body, &request.object, leg),
-        None if leg.edits.is_empty() => json::Pieces::from_iter([Piece::Source(0..body.len())]),
+        None if leg.verbatim || leg.edits.is_empty() => {
+            json::Pieces::from_iter([Piece::Source(0..body.len())])
+        }
         None => json::splice(body, &request.object, &leg.edits),
     }
 }

@@ -28,7 +28,7 @@ use crate::error::{Error, Kind, Stage};
 use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Stop};
 use crate::id;
 use crate::wire::json::{Edit, put_string};
-use crate::wire::openai::{KV_PARAMS, whole_answer_edits};
+use crate::wire::openai::KV_PARAMS;
 
 use super::{Handshake, Running, Spec, aside, side_port, skips_batch};
 
@@ -71,7 +71,7 @@ impl Mooncake {
         let (rank, engine) = &ranks[(x.tools.rng.next() % ranks.len() as u64) as usize];
         let transfer = format!("xfer-{}", id::fresh(&x.tools.rng));
         let mut leg = Leg::new(Stage::Prefill);
-        leg.edits = whole_answer_edits();
+        leg.edits = x.one_token_edits();
         until_the_limit(&mut leg.edits);
         let params = format!(
             r#"{{"do_remote_prefill":false,"do_remote_decode":true,"transfer_id":"{transfer}"}}"#

@@ -115,7 +115,8 @@ async fn prefill(x: &Exchange, known: Option<Vec<u8>>) -> Result<Option<Grant>, 
             leg.once = true;
             leg.unsure = true;
             match x.call(x.pick(Role::Prefill)?, leg).await {
-                Err(Stop::Answer(failed)) if failed.head.status >= 500 => {
+                // What is wrong with it may be what was kept: then the client has nothing to do with it.
+                Err(Stop::Answer(failed)) if failed.head.status >= 400 => {
                     x.trace.retried();
                     fresh(x).await?
                 }
@@ -338,15 +339,15 @@ impl Rewrite for Tap {
 
 impl Keep {
     fn keep(self, tap: &mut KvTap) {
+        let count = |outcome| self.tools.metrics.inc(Counter::conversations(outcome));
         let (Some(params), Some(said)) = (tap.params(), tap.said()) else {
-            return;
+            return count(Conversation::NoParams);
         };
         if simdutf8::basic::from_utf8(&params).is_err() {
             return;
         }
         let Some(past) = self.answering.past(said) else {
-            let outcome = Counter::conversations(Conversation::Unrepeatable);
-            return self.tools.metrics.inc(outcome);
+            return count(Conversation::Unrepeatable);
         };
         let flags = [
             Edit::Set("do_remote_decode", Cow::Borrowed(b"true")),

@@ -17,7 +17,7 @@ use crate::error::Stage;
 use crate::exchange::{Exchange, Leg, Picked, Reply, Stop};
 use crate::id;
 use crate::wire::json::{Edit, put_string};
-use crate::wire::openai::{KV_PARAMS, whole_answer_edits};
+use crate::wire::openai::KV_PARAMS;
 
 use super::beside::chunked;
 use super::{Handshake, Running, Spec, side_port, skips_batch};
@@ -70,7 +70,7 @@ async fn prefill(x: &Exchange) -> Result<Edit, Stop> {
     params.push('}');
     let mut leg = Leg::new(Stage::Prefill);
     leg.plain_answer = true;
-    leg.edits = whole_answer_edits();
+    leg.edits = x.one_token_edits();
     leg.edits
         .push(Edit::Set(KV_PARAMS, Cow::Owned(params.into_bytes())));
     if let Some(pins) = &x.pins {

@@ -52,6 +52,8 @@ pub struct Access {
     pub status: u16,
     pub endpoint: &'static str,
     pub handshake: &'static str,
+    /// The names of all encoders, with commas.
+    pub encode: Option<Arc<str>>,
     pub prefill: Option<Arc<str>>,
     pub decode: Option<Arc<str>>,
     pub bytes_in: u64,
@@ -59,6 +61,7 @@ pub struct Access {
     pub chunks: u64,
     pub retries: u8,
     pub body: Option<Duration>,
+    pub encode_time: Option<Duration>,
     pub prefill_time: Option<Duration>,
     pub decode_head: Option<Duration>,
     pub ttft: Option<Duration>,
@@ -79,6 +82,7 @@ impl Default for Access {
             status: 0,
             endpoint: "",
             handshake: "",
+            encode: None,
             prefill: None,
             decode: None,
             bytes_in: 0,
@@ -86,6 +90,7 @@ impl Default for Access {
             chunks: 0,
             retries: 0,
             body: None,
+            encode_time: None,
             prefill_time: None,
             decode_head: None,
             ttft: None,
@@ -109,10 +114,11 @@ impl Access {
     }
 
     /// Who and where, in both formats.
-    fn names(&self) -> [(&'static str, &str); 4] {
+    fn names(&self) -> [(&'static str, &str); 5] {
         [
             ("endpoint", self.endpoint),
             ("handshake", self.handshake),
+            ("encode", self.encode.as_deref().unwrap_or_default()),
             ("prefill", self.prefill.as_deref().unwrap_or_default()),
             ("decode", self.decode.as_deref().unwrap_or_default()),
         ]
@@ -127,9 +133,10 @@ impl Access {
         ]
     }
 
-    fn spans(&self) -> [(&'static str, Option<Duration>); 6] {
+    fn spans(&self) -> [(&'static str, Option<Duration>); 7] {
         [
             ("body_ms", self.body),
+            ("encode_ms", self.encode_time),
             ("prefill_ms", self.prefill_time),
             ("decode_head_ms", self.decode_head),
             ("ttft_ms", self.ttft),

@@ -149,6 +149,8 @@ labels! {
         Unrepeatable = "unrepeatable",
         // The shared store did not answer, or said nonsense.
         StoreFailed = "store_failed",
+        // The answer is at its end, and D has not said where its KV is (vLLM 0.32 does so in whole answers only).
+        NoParams = "no_params",
     }
 
     /// How a wait for notices that KV has arrived at D ended.

@@ -1,7 +1,7 @@
 //! A ZeroMQ PULL socket, bound: many PUSH peers connect, and connect again. On a thread of its own with a
 //! small epoll runtime, so that no shard ever waits for it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -14,11 +14,14 @@ use std::time::Duration;
 use crate::log;
 use crate::wire::zmtp::{GREETING, Peer};
 
+use super::limit;
 use super::runtime::{self, Driver};
 use super::stream::{Stream, shutdown_now};
 
 /// Peers beyond this are closed at once: one for each worker of each prefill instance is all there should be.
 const PEERS_MAX: usize = 16_384;
+/// Nor may they take more than this part of the open files: clients need theirs.
+const OPEN_FILES_SHARE: usize = 4;
 const READ: usize = 16 << 10;
 
 /// What its owner may look at.
@@ -45,8 +48,13 @@ struct Open {
 }
 
 impl Pull {
-    /// Binds, and gives each message to `message` from now on.
-    pub fn bind(address: SocketAddr, message: impl Fn(&[u8]) + Send + 'static) -> io::Result<Pull> {
+    /// Binds, and gives each message to `message` from now on. Who has not said what it is after `handshake`, never
+    /// will, and is sent away.
+    pub fn bind(
+        address: SocketAddr,
+        handshake: Duration,
+        message: impl Fn(&[u8]) + Send + 'static,
+    ) -> io::Result<Pull> {
         let domain = socket2::Domain::for_address(address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -60,7 +68,10 @@ impl Pull {
         let twin = listener.try_clone()?;
         let (theirs, seen) = (stopping.clone(), peers.clone());
         let run = move || match runtime::control() {
-            Ok(mut runtime) => runtime.block_on(accept(listener, theirs, seen, Rc::new(message))),
+            Ok(mut runtime) => {
+                let message = Rc::new(message);
+                runtime.block_on(accept(listener, handshake, theirs, seen, message));
+            }
             Err(error) => log::error(|| format!("no notices are taken: {error}")),
         };
         let thread = std::thread::Builder::new().name("zmq".into()).spawn(run)?;
@@ -101,11 +112,13 @@ type Descriptors = Rc<RefCell<Vec<RawFd>>>;
 
 async fn accept<M: Fn(&[u8]) + 'static>(
     listener: TcpListener,
+    handshake: Duration,
     stopping: Arc<AtomicBool>,
     peers: Arc<Peers>,
     message: Rc<M>,
 ) {
     let open = Descriptors::default();
+    let most = PEERS_MAX.min(limit::raise_nofile() as usize / OPEN_FILES_SHARE);
     let listener = match monoio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return log::error(|| format!("no notices are taken: {error}")),
@@ -115,12 +128,15 @@ async fn accept<M: Fn(&[u8]) + 'static>(
             Ok((stream, _)) => {
                 // SAFETY: the number was just given up by its owner.
                 let fd = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
-                if open.borrow().len() >= PEERS_MAX {
+                if open.borrow().len() >= most {
                     peers.refused.fetch_add(1, Ordering::Relaxed);
+                    log::limited("zmq_peers", log::Level::Warning, || {
+                        format!("senders of notices are sent away: {most} are connected")
+                    });
                     continue;
                 }
                 let (open, peers, message) = (open.clone(), peers.clone(), message.clone());
-                monoio::spawn(serve(fd, open, peers, message));
+                monoio::spawn(serve(fd, handshake, open, peers, message));
             }
             Err(_) if stopping.load(Ordering::SeqCst) => break,
             Err(error) => {
@@ -142,6 +158,7 @@ async fn accept<M: Fn(&[u8]) + 'static>(
 
 async fn serve<M: Fn(&[u8]) + 'static>(
     fd: OwnedFd,
+    handshake: Duration,
     open: Descriptors,
     peers: Arc<Peers>,
     message: Rc<M>,
@@ -151,7 +168,14 @@ async fn serve<M: Fn(&[u8]) + 'static>(
     };
     open.borrow_mut().push(stream.fd());
     peers.connected.fetch_add(1, Ordering::Relaxed);
-    if let Err(why) = listen(&stream, &*message).await {
+    let stage = Rc::new(Cell::new(Handshake::Waiting));
+    monoio::spawn(end_unless_ready(stream.fd(), handshake, stage.clone()));
+    let ended = listen(&stream, &*message, &stage).await;
+    let ended = match stage.replace(Handshake::Over) {
+        Handshake::Late => Err("it has not finished its ZeroMQ handshake in time"),
+        _ => ended,
+    };
+    if let Err(why) = ended {
         peers.refused.fetch_add(1, Ordering::Relaxed);
         log::limited("zmq_peer", log::Level::Warning, || {
             format!("a sender of notices is sent away: {why}")
@@ -162,8 +186,31 @@ async fn serve<M: Fn(&[u8]) + 'static>(
     open.borrow_mut().retain(|other| *other != fd);
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Handshake {
+    Waiting,
+    /// Its wait was ended by us.
+    Late,
+    /// Or the connection is.
+    Over,
+}
+
+/// A peer that never says what it is would keep its place for ever.
+async fn end_unless_ready(fd: RawFd, limit: Duration, stage: Rc<Cell<Handshake>>) {
+    monoio::time::sleep(limit).await;
+    // While it waits, the number is still its own.
+    if stage.get() == Handshake::Waiting {
+        stage.set(Handshake::Late);
+        shutdown_now(fd);
+    }
+}
+
 /// Reads one peer to its end. The error: why it could not be understood.
-async fn listen(stream: &Stream, message: &impl Fn(&[u8])) -> Result<(), &'static str> {
+async fn listen(
+    stream: &Stream,
+    message: &impl Fn(&[u8]),
+    stage: &Cell<Handshake>,
+) -> Result<(), &'static str> {
     // libzmq sends the rest of its greeting only after it has seen ours.
     if stream.write_all(GREETING.to_vec()).await.0.is_err() {
         return Ok(());
@@ -179,6 +226,9 @@ async fn listen(stream: &Stream, message: &impl Fn(&[u8])) -> Result<(), &'stati
         }
         let mut out = Vec::new();
         peer.feed(&buf, &mut out, message).map_err(|bad| bad.0)?;
+        if peer.ready() && stage.get() == Handshake::Waiting {
+            stage.set(Handshake::Over);
+        }
         if !out.is_empty() && stream.write_all(out).await.0.is_err() {
             return Ok(());
         }

@@ -31,6 +31,8 @@ use super::surface::xpyd::Page;
 use super::surface::{self, Route};
 use super::{attempt, forward, pages};
 
+/// The handshake that has encoders before another one.
+const EPD: &str = "epd";
 /// How long a client that was answered early may take to read the answer before its bytes are cut off.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -278,6 +280,10 @@ impl Client {
                 (Some(sidecar), _) => surface::sidecar::route(sidecar, head, bytes),
                 _ => surface::route(config.surface, head, bytes, forward, complete),
             };
+            let route = match self.shard.shared.handshake_name {
+                EPD => surface::behind_encoders(route, head, bytes),
+                _ => route,
+            };
             reply.cors = surface::cors(config.surface, head, bytes, route);
             route
         })
@@ -466,6 +472,7 @@ impl Client {
             status,
             endpoint: outcome.endpoint.name(),
             handshake: trace.handshake.get().unwrap_or(handshake),
+            encode: trace.encode_at.borrow().clone(),
             prefill: trace.prefill_at.borrow().clone(),
             decode: trace.decode_at.borrow().clone(),
             bytes_in: asked.bytes,
@@ -473,6 +480,7 @@ impl Client {
             chunks: reply.chunks,
             retries: trace.retries.get(),
             body: trace.body.get(),
+            encode_time: trace.encode.get(),
             prefill_time: trace.prefill.get(),
             decode_head: trace.decode_head.get(),
             ttft: trace.ttft.get(),

@@ -1,7 +1,7 @@
 //! The threads off the data path, each with an epoll runtime. *control*: rendered pages, the admin API's
-//! changes, the wedge watch. *probes*: health checks, by themselves, since monoio-http-client reads an
-//! answer to its end before it hands anything over: an engine whose `/health` never ends must not take the
-//! operator's pages with it.
+//! changes, the wedge watch, an InferencePool's pods. *probes*: health checks, by themselves, since
+//! monoio-http-client reads an answer to its end before it hands anything over: an engine whose `/health`
+//! never ends must not take the operator's pages with it.
 
 use std::collections::HashSet;
 use std::io;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::cluster::breaker::{State, now_ms};
 use crate::cluster::learn::Questions;
 use crate::cluster::names::resolve;
-use crate::cluster::{Health, Instance, health};
+use crate::cluster::{Health, Instance, health, kubernetes};
 use crate::config::{Address, Config, Surface};
 use crate::log;
 use crate::metrics::{Sampled, Scrape};
@@ -72,6 +72,13 @@ async fn run(shared: Arc<Shared>, ear: UnixStream) {
     if shared.config.get().epd.dynamic_registration {
         monoio::spawn(epd::roster::forget(shared.clone()));
     }
+    let config = shared.config.get();
+    let allow = config.sidecar.as_ref().and_then(|s| s.allow.as_ref());
+    if let Some(pool) = allow.and_then(|allow| allow.pool.clone()) {
+        let members = Arc::downgrade(&shared.hosts.members);
+        monoio::spawn(kubernetes::follow(pool, members));
+    }
+    drop(config);
     let desk = xpyd::Desk::new(shared.clone());
     let stream = match Stream::from_unix(ear.into(), Driver::Epoll) {
         Ok(stream) => stream,

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::guest::Guests;
 use crate::cluster::names::resolve;
-use crate::cluster::{Cluster, Instance, kubernetes};
+use crate::cluster::{Cluster, Instance};
 use crate::config::{Config, Role};
 use crate::error::KINDS;
 use crate::exchange::pinned::{Hosts, TrustOf};
@@ -328,10 +328,6 @@ fn build(
         trust,
     };
     hosts.prepare(&config, &cluster)?;
-    let allow = config.sidecar.as_ref().and_then(|s| s.allow.as_ref());
-    if let Some(pool) = allow.and_then(|allow| allow.pool.clone()) {
-        kubernetes::follow(pool, &hosts.members)?;
-    }
     let mut mailboxes = Vec::new();
     let mut ears = Vec::new();
     for _ in 0..shards {

@@ -1,4 +1,5 @@
-//! Media items in a chat's messages: where they stand in the body, found in one pass and without a copy.
+//! Media items in a chat's messages, or in the `input` of a Responses body: where they stand, found in one pass and
+//! without a copy.
 //!
 //! The body was found to be well nested before. What is malformed in another way ends the search: an
 //! engine that gets the request will refuse it in its own words.
@@ -19,7 +20,7 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Kind; 4] = [Kind::Image, Kind::Audio, Kind::InputAudio, Kind::Video];
 
-    /// The item's `type`, which is also the member that holds the media.
+    /// The item's `type` in a chat, which is also the member that holds the media.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Image => "image_url",
@@ -38,15 +39,34 @@ impl Kind {
         }
     }
 
+    /// The item's `type` in a Responses body, where it has one.
+    const fn input_name(self) -> Option<&'static str> {
+        match self {
+            Kind::Image => Some("input_image"),
+            Kind::InputAudio => Some("input_audio"),
+            Kind::Audio | Kind::Video => None,
+        }
+    }
+
     pub const fn is_audio(self) -> bool {
         matches!(self, Kind::Audio | Kind::InputAudio)
     }
+}
+
+/// Which API a body is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `messages`
+    Chat,
+    /// `input`
+    Responses,
 }
 
 /// One media item; ranges into the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub kind: Kind,
+    pub form: Form,
     /// The object, with its braces.
     pub whole: Range<usize>,
     /// The value of its `uuid`, whatever that is.
@@ -76,9 +96,16 @@ impl Item {
         Patch { at, with }
     }
 
-    /// The item as pieces of the body, with a uuid if one is to be added.
+    /// The item of a chat as pieces of the body, with a uuid if one is to be added.
     pub fn pieces(&self, uuid: Option<&str>) -> Pieces<'static> {
         let mut whole = Pieces::new();
+        if let (Form::Responses, Kind::Image, Some(url)) = (self.form, self.kind, &self.url) {
+            let own = |text: &'static [u8]| Piece::Own(text.into());
+            whole.push(own(br#"{"type":"image_url","image_url":{"url":"#));
+            whole.push(Piece::Source(url.clone()));
+            whole.push(own(b"}}"));
+            return whole;
+        }
         whole.push(Piece::Source(self.whole.clone()));
         match uuid {
             Some(uuid) => patch(whole, &[self.named(uuid)]),
@@ -89,34 +116,47 @@ impl Item {
 
 /// The media in `messages[*].content`, in order of appearance. `messages`: where that value is.
 pub fn items(body: &[u8], messages: Range<usize>) -> Vec<Item> {
+    all(body, messages, Form::Chat)
+}
+
+/// The same of a Responses body's `input`, whose items are messages and what tools have given back. An image by
+/// a file's id is left out: only the engine that was given the file knows it.
+pub fn input_items(body: &[u8], input: Range<usize>) -> Vec<Item> {
+    let mut found = all(body, input, Form::Responses);
+    found.retain(|item| item.kind != Kind::Image || item.url.is_some());
+    found
+}
+
+fn all(body: &[u8], messages: Range<usize>, form: Form) -> Vec<Item> {
     let mut found = Vec::new();
     let mut cursor = Cursor {
         bytes: &body[..messages.end],
         pos: messages.start,
     };
-    let _malformed = cursor.array(|cursor| message(cursor, &mut found));
+    let _malformed = cursor.array(|cursor| message(cursor, form, &mut found));
     found
 }
 
-fn message(cursor: &mut Cursor, found: &mut Vec<Item>) -> Option<()> {
+fn message(cursor: &mut Cursor, form: Form, found: &mut Vec<Item>) -> Option<()> {
     if cursor.peek() != b'{' {
         return cursor.skip();
     }
     let before = found.len();
     cursor.object(|cursor, key| {
-        if !cursor.is(&key, "content") {
+        let given_back = form == Form::Responses && cursor.is(&key, "output");
+        if !given_back && !cursor.is(&key, "content") {
             return cursor.skip();
         }
         // Of two members of one name the last one counts.
         found.truncate(before);
         match cursor.peek() {
-            b'[' => cursor.array(|cursor| item(cursor, found)),
+            b'[' => cursor.array(|cursor| item(cursor, form, found)),
             _ => cursor.skip(),
         }
     })
 }
 
-fn item(cursor: &mut Cursor, found: &mut Vec<Item>) -> Option<()> {
+fn item(cursor: &mut Cursor, form: Form, found: &mut Vec<Item>) -> Option<()> {
     if cursor.peek() != b'{' {
         return cursor.skip();
     }
@@ -134,7 +174,13 @@ fn item(cursor: &mut Cursor, found: &mut Vec<Item>) -> Option<()> {
         let value = cursor.value()?;
         if is_type {
             let name = string_value(&cursor.bytes[value]);
-            let known = |kind: &&Kind| name.as_deref() == Some(kind.name().as_bytes());
+            let known = |kind: &&Kind| {
+                let known = match form {
+                    Form::Chat => Some(kind.name()),
+                    Form::Responses => kind.input_name(),
+                };
+                known.is_some_and(|known| name.as_deref() == Some(known.as_bytes()))
+            };
             kind = Kind::ALL.iter().find(known).copied();
         } else if is_uuid {
             uuid = Some(value);
@@ -144,6 +190,7 @@ fn item(cursor: &mut Cursor, found: &mut Vec<Item>) -> Option<()> {
     if let Some(kind) = kind {
         found.push(Item {
             kind,
+            form,
             whole: start..cursor.pos,
             uuid,
             url: urls[kind as usize].take(),

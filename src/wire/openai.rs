@@ -23,9 +23,9 @@ pub struct Summary {
     /// How many prompts the request holds; more than one is a batch, which no single KV grant can
     /// carry. Members that an endpoint ignores are counted too: a wrong "batch" only costs speed.
     pub prompts: usize,
-    /// Bytes of the prompt or messages without base64 media: the base of the length estimate.
+    /// Bytes of the prompt, messages or input without base64 media: the base of the length estimate.
     pub prompt_bytes: usize,
-    /// `max_completion_tokens`, else `max_tokens`, where it is a number.
+    /// `max_completion_tokens`, else `max_tokens`, else `max_output_tokens`, where it is a number.
     pub max_tokens: Option<u64>,
     /// Where in the body the value of `model` is.
     pub model: Option<(u32, u32)>,
@@ -48,13 +48,13 @@ impl Summary {
                 summary.model = Some((range.start as u32, range.end as u32));
             } else if member.is(bytes, "prompt_embeds") {
                 embeds = prompts_in(value);
-            } else if member.is(bytes, "messages") {
+            } else if member.is(bytes, "messages") || member.is(bytes, "input") {
                 summary.prompt_bytes = value.len() - media_bytes(value);
             }
         }
         // vLLM runs the embedded prompts and the written ones of one request.
         summary.prompts = (summary.prompts + embeds).max(1);
-        summary.max_tokens = ["max_completion_tokens", "max_tokens"]
+        summary.max_tokens = ["max_completion_tokens", "max_tokens", "max_output_tokens"]
             .into_iter()
             .find_map(|key| number(object.get(bytes, key)?));
         summary

@@ -10,6 +10,9 @@ const BYTES_MAX: usize = 16 << 10;
 /// Bytes that are looked at in one go.
 const STEP: usize = 4 << 10;
 
+/// The types of parts that are text.
+const TEXTS: [&[u8]; 3] = [b"\"text\"", b"\"input_text\"", b"\"output_text\""];
+
 /// The first `count` words of the prompt (or of the messages' contents), each behind the other with one
 /// space. A prompt that is no text is taken as Python would write it, as xPyD-proxy does.
 pub fn first_words(body: &[u8], object: &Object, count: usize) -> String {
@@ -18,7 +21,9 @@ pub fn first_words(body: &[u8], object: &Object, count: usize) -> String {
         left: count,
         within: false,
     };
-    if let Some(messages) = object.get(body, "messages") {
+    let listed = |value: &&[u8]| value.starts_with(b"[");
+    let input = object.get(body, "input");
+    if let Some(messages) = object.get(body, "messages").or(input.filter(listed)) {
         for message in json::elements(messages) {
             let content = Object::scan(message, usize::MAX).ok();
             let content = content.and_then(|it| it.range(message, "content"));
@@ -29,7 +34,7 @@ pub fn first_words(body: &[u8], object: &Object, count: usize) -> String {
             }
         }
     } else {
-        match object.get(body, "prompt") {
+        match object.get(body, "prompt").or(input) {
             Some(text) if text.starts_with(b"\"") => _ = words.string(text),
             Some(b"null") | None => {}
             Some(other) => _ = words.written(other),
@@ -120,7 +125,7 @@ impl Words {
                 self.within = false;
                 let text = Object::scan(part, usize::MAX).ok();
                 let text = text
-                    .filter(|it| it.get(part, "type") == Some(b"\"text\""))
+                    .filter(|it| TEXTS.iter().any(|kind| it.get(part, "type") == Some(kind)))
                     .and_then(|it| it.range(part, "text"));
                 let text = text.map(|range| &part[range]);
                 text.is_none_or(|text| !text.starts_with(b"\"") || self.string(text))
@@ -196,6 +201,14 @@ mod tests {
         assert_eq!(words(body, 99), "be brief what is this ? ] , \"[");
         assert_eq!(words(body, 3), "be brief what");
         assert_eq!(words(r#"{"messages":[]}"#, 3), "");
+    }
+
+    #[test]
+    fn inputs_of_responses_are_prompts() {
+        assert_eq!(words(r#"{"input":"be brief now"}"#, 2), "be brief");
+        let body = r#"{"input":[{"role":"system","content":"be brief"},{"content":[
+            {"type":"input_image","image_url":"data:image/png;base64,AAAA"},{"type":"input_text","text":"look"}]}]}"#;
+        assert_eq!(words(body, 99), "be brief look");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Serving;
+use super::{File, Serving};
 use crate::support::{chat, completion, engines, post_bytes};
 
 /// `key=value` pairs of a line, quoted ones unquoted; and the request and status, which have no key.
@@ -219,4 +219,54 @@ fn a_client_has_one_name_whatever_is_listened_on() {
     assert_eq!(lines(&said).len(), 1, "{said}");
     let (fields, _) = fields(lines(&said)[0]);
     assert_eq!(fields["client"], "127.0.0.1", "{said}");
+}
+
+/// Those that a request's media went to, each once; of very many only the first.
+#[test]
+fn a_line_names_the_encoders_and_has_a_bound() {
+    let encoder = || pdsim::EngineOptions {
+        ec: pdsim::EcMode::V1,
+        ..crate::support::engine(pdsim::Role::Encode)
+    };
+    let options = pdsim::Options {
+        engines: std::iter::repeat_with(encoder).take(24).collect(),
+        ..pdsim::Options::default()
+    };
+    let encoders = pdsim::Sim::start(options).unwrap();
+    let names: Vec<String> = encoders
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let text = format!("encode: {names:?}\nepd: {{version: v1}}\n");
+    let file = File::new("access-encoders.yaml", &text);
+    let serving = Serving::start("epd", engines(1, 1), &["--config", file.path()]);
+    let item = r#"{"type":"image_url","image_url":{"url":"http://h/a"}}"#;
+    for count in [0, 2, 24, 25] {
+        let mut parts = vec![item; count];
+        parts.push(r#"{"type":"text","text":"look"}"#);
+        let body = format!(
+            r#"{{"model":"dummy","messages":[{{"role":"user","content":[{}]}}],"max_tokens":2}}"#,
+            parts.join(",")
+        );
+        assert_eq!(
+            serving.client().post("/v1/chat/completions", &body).status,
+            200
+        );
+    }
+    let said = serving.end();
+    let lines = lines(&said);
+    let encode = |at: usize| fields(lines[at]).0.get("encode").cloned();
+    assert_eq!(encode(0), None);
+    assert!(!lines[0].contains("encode_ms="), "{}", lines[0]);
+    assert_eq!(encode(1).unwrap(), names[..2].join(","));
+    assert!(lines[1].contains(" encode_ms="), "{}", lines[1]);
+    let all = encode(2).unwrap();
+    let (shown, more) = all.rsplit_once(",+").expect(&all);
+    assert!((200..=256).contains(&shown.len()), "{all}");
+    let (shown, more) = (shown.split(',').count(), more.parse::<usize>().unwrap());
+    assert_eq!(shown + more, 24);
+    assert!(all.starts_with(&names[..shown].join(",")), "{all}");
+    // The first has got two of the 25.
+    assert_eq!(encode(3).unwrap(), all);
 }

@@ -38,7 +38,7 @@ fn health_tells_of_every_cluster() {
 }
 
 #[test]
-fn models_and_responses_come_from_whoever_decodes() {
+fn models_come_from_whoever_decodes() {
     use pdrelay::config::{Role, Surface};
     let other = Scripted::start(|_, _| Say::Bytes(answer("200 OK", r#"{"wrong":1}"#)));
     let decode = Scripted::start(|_, request| {
@@ -59,10 +59,6 @@ fn models_and_responses_come_from_whoever_decodes() {
     let server = pdrelay::server::Server::start(config).unwrap();
     let get = |path: &str| Client::connect(server.address).get(path);
     assert_eq!(get("/v1/models").text(), r#"{"asked":"/v1/models"}"#);
-    let sent = r#"{"model":"m","input":"hi"}"#;
-    let response = Client::connect(server.address).post("/v1/responses", sent);
-    assert_eq!(response.text(), r#"{"asked":"/v1/responses"}"#);
-    assert_eq!(decode.bodies().pop().unwrap(), sent);
     assert_eq!(other.requests().len(), 0);
 }
 

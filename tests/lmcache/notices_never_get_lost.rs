@@ -1,12 +1,14 @@
 //! Every kind of notice, at every time, is counted once for its request and disturbs no other.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use pdrelay::config::lmcache::OnTimeout;
 use pdsim::{Notices, expected, prompt_hash};
 
 use super::TEXT;
-use crate::support::lmcache::{SOON, engines, receivers, rig, rig_with};
+use crate::support::lmcache::{NOTICES_HOST, SOON, engines, receivers, rig, rig_with};
 use crate::support::{Rig, completion, eventually, post_bytes};
 
 fn ask(rig: &Rig) {
@@ -218,4 +220,40 @@ fn many_requests_at_once_get_their_own() {
     assert_eq!((ledger.pushes, ledger.loaded), (200, 200));
     assert_eq!(waits(&rig, "arrived"), 200.0);
     assert_eq!((seen(&rig, "counted"), seen(&rig, "unknown")), (800.0, 0.0));
+}
+
+/// Half a greeting, and nothing more: such a peer keeps its place no longer than a client that never sends its head.
+#[test]
+fn peers_that_never_say_what_they_are_never_keep_a_place() {
+    let rig = rig_with(engines(1, 1, 1), |config| {
+        config.timeouts.head = Duration::from_millis(300);
+    });
+    ask(&rig);
+    let senders = |count: f64| {
+        eventually("the senders are counted", || {
+            rig.metric("pdrelay_notice_senders") == count
+        });
+    };
+    senders(1.0);
+    let port = rig.server.notices().expect("a notice port").port();
+    let held: Vec<TcpStream> = (0..8)
+        .map(|n| {
+            let mut peer = TcpStream::connect((NOTICES_HOST, port)).unwrap();
+            peer.write_all(&[0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f][..n])
+                .unwrap();
+            peer
+        })
+        .collect();
+    for mut peer in held {
+        peer.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let mut rest = Vec::new();
+        let ended = peer.read_to_end(&mut rest);
+        let waits = ended.is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        assert!(!waits, "it is closed, one way or the other");
+    }
+    // A sender that is known stays, and is listened to.
+    senders(1.0);
+    ask(&rig);
+    assert_eq!(waits(&rig, "arrived"), 2.0);
 }

@@ -117,6 +117,29 @@ fn a_bad_one_costs_only_the_reuse() {
     }
 }
 
+/// What somebody else has written over the params may look like an object: P must not be asked with it.
+#[test]
+fn damaged_params_cost_only_the_reuse() {
+    let fake = Fake::start(Mood::Good);
+    let rig = rig_over(&fake.url());
+    let mut talk = Talk::new("c");
+    talk.say(rig.server.address, "hello");
+    for value in fake.kept.lock().unwrap().values.values_mut() {
+        let text = String::from_utf8(value.0.clone()).unwrap();
+        let damaged = text.replacen(r#""params":{"#, r#""params":{"a":,"#, 1);
+        assert_ne!(damaged, text);
+        value.0 = damaged.into_bytes();
+    }
+    talk.say(rig.server.address, "and again");
+    right(&talk);
+    assert_eq!(conversations(&rig, "reused"), 0.0);
+    assert_eq!(conversations(&rig, "store_failed"), 1.0);
+    talk.say(rig.server.address, "and once more");
+    right(&talk);
+    assert_eq!(conversations(&rig, "reused"), 1.0);
+    clean(&rig);
+}
+
 #[test]
 fn one_that_is_not_there_is_asked_again_later() {
     let fake = Fake::start(Mood::Good);

@@ -141,3 +141,26 @@ fn a_broken_stream_is_never_kept() {
         right(&talk);
     }
 }
+
+/// vLLM 0.32 says where its KV is in whole answers only, and an engine without bidirectional transfer never.
+#[test]
+fn a_decode_that_never_says_where_its_kv_is_is_counted() {
+    let mut engines = engines(1, 1);
+    engines[1].bidirectional = false;
+    let rig = rig_with("multiturn", engines, |_| {});
+    let mut talk = Talk::new("c");
+    for (turn, stream) in [true, false, true].into_iter().enumerate() {
+        talk.stream = stream;
+        talk.say(rig.server.address, "hello");
+        right(&talk);
+        assert!(!reused(&rig));
+        assert_eq!(conversations(&rig, "no_params"), turn as f64 + 1.0);
+    }
+    assert_eq!(conversations(&rig, "new"), 3.0);
+    assert_eq!(conversations(&rig, "stored"), 0.0);
+    clean(&rig);
+    // What is no turn of a conversation is not counted.
+    talk.id = serde_json::Value::Null;
+    talk.say(rig.server.address, "hello");
+    assert_eq!(conversations(&rig, "no_params"), 3.0);
+}

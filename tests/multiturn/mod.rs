@@ -4,6 +4,7 @@ mod answers_never_lose_a_part;
 mod dead_stores_never_fail_a_turn;
 mod failures_never_cost_more_than_the_reuse;
 mod histories_never_mix;
+mod processes_never_lose_a_turn;
 mod proxies_never_take_twice;
 mod real_redis_never_differs;
 mod redis;

@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pdrelay::config::sidecar::{Allow, Pool, Target};
+use pdrelay::server::Server;
 
 use super::{beside_with, post_plain, says};
 use crate::support::eventually;
@@ -68,8 +69,8 @@ struct State {
     asked: Vec<String>,
     pods: Vec<(String, String)>,
     watchers: Vec<TcpStream>,
-    /// The next watch is answered with 410.
-    gone: bool,
+    /// So many watches are answered with 410.
+    gone: usize,
 }
 
 fn pod((name, ip): &(String, String), version: u32) -> String {
@@ -113,7 +114,8 @@ impl Api {
                     );
                     say(&mut stream, "200 OK", &body);
                 } else if text.contains("watch=true") {
-                    if std::mem::take(&mut state.gone) {
+                    if state.gone > 0 {
+                        state.gone -= 1;
                         say(&mut stream, "410 Gone", "{}");
                         continue;
                     }
@@ -140,6 +142,17 @@ impl Api {
         }
     }
 
+    /// The API ends all watches, as it does each half minute.
+    fn end_watches(&self) {
+        for mut watcher in self.state.lock().unwrap().watchers.drain(..) {
+            let _ = watcher.write_all(b"0\r\n\r\n");
+        }
+    }
+
+    fn lists(&self) -> usize {
+        self.asked("/pods?") - self.asked("watch=true")
+    }
+
     fn asked(&self, what: &str) -> usize {
         let state = self.state.lock().unwrap();
         state
@@ -150,28 +163,73 @@ impl Api {
     }
 }
 
-#[test]
-fn the_pods_of_an_inference_pool_are_followed() {
-    let (p, d) = (says("200 OK", "{}"), says("200 OK", "{}"));
-    let api = Api::start(p.address.port());
-    let token = std::env::temp_dir().join(format!("pdrelay-token-{}", std::process::id()));
-    std::fs::write(&token, "secret-token\n").unwrap();
-    let server = beside_with("sidecar", d.address, &[], |config| {
+/// A sidecar that admits the pods of this API's pool.
+fn pooled(api: &Api, d: SocketAddr, token: std::path::PathBuf) -> Server {
+    beside_with("sidecar", d, &[], |config| {
         config.sidecar.as_mut().unwrap().allow = Some(Allow {
             targets: Vec::new(),
             pool: Some(Pool {
                 name: "pool".into(),
                 namespace: "ns".into(),
                 api_server: Some(format!("http://{}", api.address)),
-                token_file: token.clone(),
+                token_file: token,
                 ..Pool::default()
             }),
         });
+    })
+}
+
+fn prefilled_by(server: &Server, p: &str) -> u16 {
+    let more = format!("x-prefiller-host-port: {p}\r\n");
+    post_plain(server, "/v1/completions", r#"{"prompt":"x"}"#, &more).status
+}
+
+/// The API has forgotten where our watch stood, and says so with the status of the next one: all is listed again.
+#[test]
+fn a_watch_that_is_gone_never_leaves_the_pool_as_it_was() {
+    let (p, d) = (says("200 OK", "{}"), says("200 OK", "{}"));
+    let api = Api::start(p.address.port());
+    let server = pooled(&api, d.address, "/nonexistent".into());
+    let here = p.address.to_string();
+    eventually("it watches", || api.asked("watch=true&") == 1);
+    assert_eq!((prefilled_by(&server, &here), api.lists()), (403, 1));
+    // Nobody is told of this one by a watch.
+    {
+        let mut state = api.state.lock().unwrap();
+        state.pods.push(("p-1".into(), "127.0.0.1".into()));
+        state.gone = 1;
+    }
+    api.end_watches();
+    eventually("it lists again", || prefilled_by(&server, &here) == 200);
+    assert_eq!(api.lists(), 2);
+    eventually("it watches again", || api.asked("watch=true&") == 3);
+    // Who is out of the list is let in no more.
+    api.state.lock().unwrap().pods.clear();
+    api.state.lock().unwrap().gone = 1;
+    api.end_watches();
+    eventually("it lists again", || prefilled_by(&server, &here) == 403);
+
+    // An API that can do nothing else is not asked all the time.
+    eventually("it watches again", || api.asked("watch=true&") == 5);
+    api.state.lock().unwrap().gone = 3;
+    let (began, before) = (Instant::now(), api.lists());
+    api.end_watches();
+    eventually("it watches for good", || {
+        api.state.lock().unwrap().watchers.len() == 1
     });
-    let status = |named: &str| {
-        let more = format!("x-prefiller-host-port: {named}\r\n");
-        post_plain(&server, "/v1/completions", r#"{"prompt":"x"}"#, &more).status
-    };
+    // The first at once, then one after 1 s, and one after 2 s.
+    assert_eq!(api.lists() - before, 3);
+    assert!(began.elapsed() > Duration::from_millis(2500));
+}
+
+#[test]
+fn the_pods_of_an_inference_pool_are_followed() {
+    let (p, d) = (says("200 OK", "{}"), says("200 OK", "{}"));
+    let api = Api::start(p.address.port());
+    let token = std::env::temp_dir().join(format!("pdrelay-token-{}", std::process::id()));
+    std::fs::write(&token, "secret-token\n").unwrap();
+    let server = pooled(&api, d.address, token.clone());
+    let status = |named: &str| prefilled_by(&server, named);
     let here = p.address.to_string();
     // Nobody is in the pool.
     assert_eq!(status(&here), 403);
@@ -214,10 +272,10 @@ fn the_pods_of_an_inference_pool_are_followed() {
     }
     // Its memory begins later than what we know: a new list.
     api.state.lock().unwrap().pods.push(one.clone());
-    let lists = api.asked("/pods?") - api.asked("watch=true");
+    let lists = api.lists();
     api.tell(r#"{"type":"ERROR","object":{"code":410,"reason":"Expired"}}"#);
     eventually("it lists again", || status(&here) == 200);
-    assert_eq!(api.asked("/pods?") - api.asked("watch=true"), lists + 1);
+    assert_eq!(api.lists(), lists + 1);
     drop(server);
     std::thread::sleep(Duration::from_millis(10));
     let _ = std::fs::remove_file(token);

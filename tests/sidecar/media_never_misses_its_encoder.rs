@@ -2,6 +2,7 @@
 
 use super::{beside, fields, post, post_plain, says};
 use crate::support::scripted::{Say, Scripted, answer};
+use crate::support::{Client, engine, eventually, post_bytes};
 
 const ITEMS: &str = r#"{"type":"text","text":"look"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},{"type":"image_url","image_url":{"url":"data:image/png;base64,BBBB"}},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}"#;
 
@@ -128,4 +129,85 @@ fn encoders_that_must_not_be_named_are_passed_over() {
         assert_eq!(response.status, 200);
         assert_eq!((good.bodies().len(), bad.bodies().len()), (asked, 0));
     }
+}
+
+/// Noticed at once: each encoder's connection ends, nobody behind them is asked, and nothing is left in the books.
+#[test]
+fn a_client_that_leaves_while_its_media_are_encoded_ends_it() {
+    use pdsim::{Fault, Role};
+    let options = pdsim::Options {
+        engines: vec![engine(Role::Encode), engine(Role::Encode)],
+        record: true,
+        ..pdsim::Options::default()
+    };
+    let encoders = pdsim::Sim::start(options).unwrap();
+    for at in [0, 1] {
+        encoders.set_fault(at, Some(Fault::HangBeforeHead));
+    }
+    let (p, d) = (says("200 OK", "{}"), says("200 OK", r#"{"from":"d"}"#));
+    let args = ["--ec-connector=ec-nixl"];
+    let server = super::beside_with("sidecar", d.address, &args, |config| {
+        config.sidecar.as_mut().unwrap().metrics_port = Some(0);
+    });
+    let (_, own) = server.addresses[1];
+    // Of all instances, those that headers have named among them.
+    let sum = |name: &str, labels: &str| -> f64 {
+        let page = Client::connect(own).get("/metrics").text();
+        let of = page
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(labels));
+        of.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    };
+    let places: Vec<String> = encoders
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let named = format!("x-encoder-hosts-ports: {}\r\n", places.join(","));
+    // The page's own request is one, too.
+    let idle = sum("pdrelay_requests_in_flight", "");
+    for (left, prefill) in [(1.0, true), (2.0, false)] {
+        let more = match prefill {
+            true => format!("{named}x-prefiller-host-port: {}\r\n", p.address),
+            false => named.clone(),
+        };
+        let mut client = Client::connect(server.address);
+        client.send(post_bytes("/v1/chat/completions", &chat(), &more));
+        eventually("both encoders are asked", || {
+            encoders.open_requests(0) == 1 && encoders.open_requests(1) == 1
+        });
+        assert_eq!(sum("pdrelay_requests_in_flight", ""), idle + 1.0);
+        drop(client);
+        eventually("both encoders are told", || {
+            encoders.open_requests(0) == 0 && encoders.open_requests(1) == 0
+        });
+        eventually("it is over", || {
+            sum("pdrelay_requests_in_flight", "") == idle
+                && sum("pdrelay_instance_in_flight", "") == 0.0
+                && sum("pdrelay_body_memory_bytes", "") == 0.0
+                && sum("pdrelay_client_gone_total", "encode") == left
+        });
+    }
+    assert_eq!((p.requests().len(), d.requests().len()), (0, 0));
+    let posts = |at: usize| {
+        encoders
+            .transcript(at)
+            .iter()
+            .filter(|r| r.method == "POST")
+            .count()
+    };
+    assert_eq!(
+        (posts(0), posts(1)),
+        (2, 2),
+        "each was asked once by each client"
+    );
+    // And the next one is served.
+    let response = post_plain(
+        &server,
+        "/v1/chat/completions",
+        r#"{"messages":[]}"#,
+        &named,
+    );
+    assert_eq!(response.text(), r#"{"from":"d"}"#);
 }

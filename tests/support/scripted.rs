@@ -28,7 +28,15 @@ pub struct Scripted {
 impl Scripted {
     /// `answer` is given the number of the request and all of its bytes.
     pub fn start(answer: impl Fn(usize, &str) -> Say + Send + Sync + 'static) -> Scripted {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Scripted::start_at("127.0.0.1:0", answer)
+    }
+
+    /// The same at a place that something demands.
+    pub fn start_at(
+        place: &str,
+        answer: impl Fn(usize, &str) -> Say + Send + Sync + 'static,
+    ) -> Scripted {
+        let listener = TcpListener::bind(place).expect("a port");
         let address = listener.local_addr().expect("its address");
         let (requests, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let engine = Scripted {

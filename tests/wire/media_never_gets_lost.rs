@@ -210,3 +210,49 @@ proptest! {
         let _ = items(&body, 0..at);
     }
 }
+
+/// Content of messages, and what tools have given back; each as an encoder is sent it.
+#[test]
+fn media_of_a_response_are_found_in_its_input() {
+    use pdrelay::wire::media::input_items;
+    let body = br#"{"input":[{"role":"user","content":"input_image"},
+        {"type":"message","role":"user","content":[{"type":"input_text","text":"x"},
+            {"image_url":"http:\/\/h\/a","detail":"high","type":"input_image","uuid":"u"},
+            {"type":"input_image","file_id":"f"},{"type":"image_url","image_url":{"url":"http://h/chat"}},
+            {"type":"input_audio","input_audio":{"data":"AA"}}]},
+        {"type":"function_call_output","output":[{"type":"input_image","image_url":"data:,b"}]},
+        {"type":"function_call_output","output":"{}"},
+        {"type":"reasoning","summary":[{"type":"input_image","image_url":"http://h/no"}]}]}"#;
+    let object = Object::scan(body, 128).unwrap();
+    let input = object.range(body, "input").unwrap();
+    let sent: Vec<String> = input_items(body, input.clone())
+        .iter()
+        .map(|item| {
+            let mut out = Vec::new();
+            put_pieces(&mut out, body, &item.pieces(None));
+            String::from_utf8(out).unwrap()
+        })
+        .collect();
+    assert_eq!(
+        sent,
+        [
+            r#"{"type":"image_url","image_url":{"url":"http:\/\/h\/a"}}"#,
+            r#"{"type":"input_audio","input_audio":{"data":"AA"}}"#,
+            r#"{"type":"image_url","image_url":{"url":"data:,b"}}"#,
+        ]
+    );
+    // In a chat only its own types count.
+    let chat = String::from_utf8_lossy(body).replacen("input", "messages", 1);
+    let object = Object::scan(chat.as_bytes(), 128).unwrap();
+    let messages = object.range(chat.as_bytes(), "messages").unwrap();
+    assert_eq!(items(chat.as_bytes(), messages).len(), 2);
+    for odd in [
+        r#"{"input":"x"}"#,
+        r#"{"input":[7,"x",{}]}"#,
+        r#"{"input":[{"content":[{"type":"input_image"}]}]}"#,
+    ] {
+        let object = Object::scan(odd.as_bytes(), 128).unwrap();
+        let input = object.range(odd.as_bytes(), "input").unwrap();
+        assert_eq!(input_items(odd.as_bytes(), input), []);
+    }
+}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs redis-server from the system's packages, for tests/multiturn/real_redis_never_differs.rs, which starts one
+# Installs redis-server from the system's packages, for the tests that start one
 # of its own on its own port. Without it those tests pass without having asked a real server.
 set -euo pipefail
 

@@ -1,14 +1,17 @@
-//! GETs of the Kubernetes API, whole or line by line, on a thread that may wait.
+//! GETs of the Kubernetes API, whole or line by line, on the control thread: nothing here waits but on a socket.
 
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::cluster::names::resolve_aside;
 use crate::config::Address;
 use crate::config::sidecar::Pool;
+use crate::net::runtime::Driver;
+use crate::net::stream::{Stream, Target};
 use crate::net::tls::Trust;
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::{Framing, HeadScan, ResponseHead};
@@ -17,6 +20,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A watch says something at least this often, since it ends before.
 const SILENCE: Duration = Duration::from_secs(60);
 const BYTES_MAX: usize = 64 << 20;
+const PIECE: usize = 16 << 10;
 
 pub struct Client {
     address: Address,
@@ -31,9 +35,6 @@ pub enum Said {
     /// 410.
     Gone,
 }
-
-trait Pipe: Read + Write {}
-impl<T: Read + Write> Pipe for T {}
 
 impl Client {
     pub fn new(pool: &Pool) -> Result<Client, String> {
@@ -53,12 +54,13 @@ impl Client {
         })
     }
 
-    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
         let mut all = Vec::new();
-        let said = self.ask(path, &mut |piece| {
+        let mut keep = |piece: &[u8]| {
             all.extend_from_slice(piece);
             all.len() <= BYTES_MAX
-        })?;
+        };
+        let said = self.ask(path, &mut keep).await?;
         if said == Said::Gone {
             return Err(format!("{path} answered 410"));
         }
@@ -66,9 +68,13 @@ impl Client {
     }
 
     /// `line`: false ends it.
-    pub fn watch(&self, path: &str, line: &mut dyn FnMut(&[u8]) -> bool) -> Result<Said, String> {
+    pub async fn watch(
+        &self,
+        path: &str,
+        line: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<Said, String> {
         let mut held = Vec::new();
-        self.ask(path, &mut |piece| {
+        let mut piece = |piece: &[u8]| {
             held.extend_from_slice(piece);
             while let Some(end) = memchr::memchr(b'\n', &held) {
                 let one: Vec<u8> = held.drain(..=end).collect();
@@ -77,11 +83,12 @@ impl Client {
                 }
             }
             held.len() <= BYTES_MAX
-        })
+        };
+        self.ask(path, &mut piece).await
     }
 
-    fn ask(&self, path: &str, piece: &mut dyn FnMut(&[u8]) -> bool) -> Result<Said, String> {
-        let mut pipe = self.connect()?;
+    async fn ask(&self, path: &str, piece: &mut dyn FnMut(&[u8]) -> bool) -> Result<Said, String> {
+        let stream = self.connect().await?;
         // Read each time: it is replaced before it is too old.
         let token = std::fs::read_to_string(&self.token_file).unwrap_or_default();
         let token = match token.trim() {
@@ -93,18 +100,20 @@ impl Client {
             "GET {prefix}{path} HTTP/1.1\r\nhost: {host}\r\naccept: application/json\r\n\
              user-agent: pdrelay\r\n{token}connection: close\r\n\r\n"
         );
-        let failed = |why: std::io::Error| format!("{path}: {why}");
-        pipe.write_all(head.as_bytes()).map_err(failed)?;
+        let failed = |why: &str| format!("{path}: {why}");
+        let (sent, _) = within(SILENCE, stream.write_all(head.into_bytes())).await?;
+        sent.map_err(|why| failed(&why.to_string()))?;
         let mut bytes = Vec::new();
-        let mut room = [0; 16 << 10];
         let mut scan = HeadScan::default();
         let end = loop {
             if let Some(end) = scan.advance(&bytes).map_err(|bad| bad.message())? {
                 break end;
             }
-            match pipe.read(&mut room).map_err(failed)? {
-                0 => return Err(format!("{path}: no HTTP answer")),
-                n => bytes.extend_from_slice(&room[..n]),
+            if !more(&stream, &mut bytes)
+                .await
+                .map_err(|why| failed(&why))?
+            {
+                return Err(failed("no HTTP answer"));
             }
         };
         let head = ResponseHead::parse(&bytes[..end]).map_err(|bad| bad.message())?;
@@ -137,40 +146,51 @@ impl Client {
             if over || !on {
                 return Ok(Said::All);
             }
-            match pipe.read(&mut room) {
-                Ok(n) if n > 0 => part = room[..n].to_vec(),
-                Ok(_) if framing == Framing::Close => return Ok(Said::All),
-                Ok(_) => return Err(format!("{path}: the answer was cut short")),
-                Err(why) => return Err(failed(why)),
+            part.clear();
+            if !more(&stream, &mut part).await.map_err(|why| failed(&why))? {
+                return match framing {
+                    Framing::Close => Ok(Said::All),
+                    _ => Err(failed("the answer was cut short")),
+                };
             }
         }
     }
 
-    fn connect(&self) -> Result<Box<dyn Pipe>, String> {
-        let (host, port) = self.address.network().ok_or("the API has no address")?;
-        let name = || self.address.to_string();
-        let mut last = format!("{}: no address", name());
-        let found = (host, port).to_socket_addrs();
-        for address in found.map_err(|why| format!("{}: {why}", name()))? {
-            let stream = match TcpStream::connect_timeout(&address, CONNECT) {
-                Ok(stream) => stream,
-                Err(why) => {
-                    last = format!("{}: {why}", name());
-                    continue;
-                }
-            };
-            let set = stream.set_read_timeout(Some(SILENCE));
-            set.map_err(|why| why.to_string())?;
-            return match &self.trust {
-                None => Ok(Box::new(stream)),
-                Some(trust) => trust
-                    .blocking(stream, host)
-                    .map(|secret| Box::new(secret) as Box<dyn Pipe>)
-                    .map_err(|why| why.to_string()),
-            };
+    async fn connect(&self) -> Result<Stream, String> {
+        let (host, _) = self.address.network().ok_or("the API has no address")?;
+        let name = |why: &str| format!("{}: {why}", self.address);
+        let mut last = name("no address");
+        for target in resolve_aside(&self.address).await {
+            match within(CONNECT, self.secured(&target, host)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(why)) => last = name(&why.to_string()),
+                Err(why) => last = name(&why),
+            }
         }
         Err(last)
     }
+
+    async fn secured(&self, target: &Target, host: &str) -> io::Result<Stream> {
+        let plain = Stream::connect(target, Driver::Epoll, |_| {}).await?;
+        match &self.trust {
+            Some(trust) => trust.connect(plain, host).await,
+            None => Ok(plain),
+        }
+    }
+}
+
+/// Whatever does not end in time is dropped, and its connection with it.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    let timed = monoio::time::timeout(limit, work).await;
+    timed.map_err(|_| format!("nothing within {} s", limit.as_secs()))
+}
+
+/// Reads once. False: the peer has ended.
+async fn more(stream: &Stream, bytes: &mut Vec<u8>) -> Result<bool, String> {
+    bytes.reserve(PIECE);
+    let (result, back) = within(SILENCE, stream.read(std::mem::take(bytes))).await?;
+    *bytes = back;
+    result.map(|n| n > 0).map_err(|why| why.to_string())
 }
 
 /// As every pod is told.

@@ -4,14 +4,13 @@
 //! * **Must never:** forget what it knew because the API is away for a while, nor admit anybody before it knows.
 //! * **To extend:** another resource is another path and another shape in `object`.
 //!
-//! A thread of its own, with blocking calls: there is one watch, and nobody waits for it.
+//! A task of the control thread: there is one watch, and nobody waits for it.
 
 mod client;
 mod object;
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::config::sidecar::Pool;
@@ -40,50 +39,57 @@ const WATCH_S: u32 = 30;
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
+/// Why a round is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// The pool selects other pods.
+    Changed,
+    /// The API's memory begins later than what we know: all is read again. At the very first watch behind a list
+    /// that is a fault of the API's, and it will say so again.
+    TooOld { at_once: bool },
+}
+
 /// Follows the pool for as long as somebody reads `members`.
-pub fn follow(pool: Pool, members: &Arc<Published<Members>>) -> io::Result<()> {
-    let weak = Arc::downgrade(members);
-    let run = move || {
-        let mut wait = AGAIN_FIRST;
-        while weak.strong_count() > 0 {
-            match round(&pool, &weak) {
-                Ok(()) => wait = AGAIN_FIRST,
-                Err(why) => {
-                    log::limited("inference_pool", log::Level::Warning, || {
-                        let (namespace, name) = (&pool.namespace, &pool.name);
-                        format!("InferencePool {namespace}/{name} cannot be followed: {why}")
-                    });
-                    std::thread::sleep(wait);
-                    wait = (2 * wait).min(AGAIN_MAX);
-                }
+pub async fn follow(pool: Pool, members: Weak<Published<Members>>) {
+    let mut wait = AGAIN_FIRST;
+    while members.strong_count() > 0 {
+        let why = match round(&pool, &members).await {
+            Ok(Over::Changed | Over::TooOld { at_once: false }) => {
+                wait = AGAIN_FIRST;
+                continue;
             }
-        }
-    };
-    std::thread::Builder::new()
-        .name("inference-pool".into())
-        .spawn(run)
-        .map(|_| ())
+            Ok(Over::TooOld { at_once: true }) => "a list is too old as soon as it is read".into(),
+            Err(why) => why,
+        };
+        log::limited("inference_pool", log::Level::Warning, || {
+            let (namespace, name) = (&pool.namespace, &pool.name);
+            format!("InferencePool {namespace}/{name} cannot be followed: {why}")
+        });
+        monoio::time::sleep(wait).await;
+        wait = (2 * wait).min(AGAIN_MAX);
+    }
 }
 
 /// One list, and watches from there until the list is too old or the pool selects other pods.
-fn round(pool: &Pool, members: &Weak<Published<Members>>) -> Result<(), String> {
+async fn round(pool: &Pool, members: &Weak<Published<Members>>) -> Result<Over, String> {
     let client = Client::new(pool)?;
-    let selected: PoolObject = client.get(&pool_path(pool))?;
+    let selected: PoolObject = client.get(&pool_path(pool)).await?;
     let path = pods_path(pool, &selected)?;
-    let list: List = client.get(&path)?;
+    let list: List = client.get(&path).await?;
     let mut version = list.metadata.resource_version.clone();
     let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
     for pod in list.items {
         pods.insert(pod.metadata.name.clone(), pod);
     }
     let mut shown = Members::default();
+    let mut at_once = true;
     loop {
         show(&pods, &selected, members, &mut shown);
         let watch = format!(
             "{path}&watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_S}&resourceVersion={version}"
         );
         let mut too_old = false;
-        let said = client.watch(&watch, &mut |line| {
+        let mut line = |line: &[u8]| {
             let Ok(change) = serde_json::from_slice::<Change>(line) else {
                 return true;
             };
@@ -91,6 +97,7 @@ fn round(pool: &Pool, members: &Weak<Published<Members>>) -> Result<(), String> 
                 too_old = true;
                 return false;
             }
+            at_once = false;
             if let Ok(pod) = serde_json::from_str::<Pod>(change.object.get()) {
                 version = pod.metadata.resource_version.clone();
                 match change.kind.as_str() {
@@ -101,14 +108,16 @@ fn round(pool: &Pool, members: &Weak<Published<Members>>) -> Result<(), String> 
                 show(&pods, &selected, members, &mut shown);
             }
             members.strong_count() > 0
-        })?;
-        if members.strong_count() == 0 || too_old || said == Said::Gone {
-            // 410: what it remembers begins later than what we know.
-            return Ok(());
+        };
+        let said = client.watch(&watch, &mut line).await?;
+        // 410, as a line or as the status of a watch.
+        if too_old || said == Said::Gone {
+            return Ok(Over::TooOld { at_once });
         }
-        let now: PoolObject = client.get(&pool_path(pool))?;
-        if now != selected {
-            return Ok(());
+        at_once = false;
+        let now: PoolObject = client.get(&pool_path(pool)).await?;
+        if now != selected || members.strong_count() == 0 {
+            return Ok(Over::Changed);
         }
     }
 }

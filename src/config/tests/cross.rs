@@ -140,3 +140,104 @@ fn a_default_gives_way_to_what_is_written() {
     let retry = good("retry: {initial_backoff: 20s}").retry;
     assert_eq!(retry.max_backoff, Duration::from_secs(20));
 }
+
+/// Encoders, and these lines.
+fn behind_encoders(then: &str, lines: &str) -> String {
+    let text = format!(
+        "handshake: epd\nencode: ['e:1']\nprefill: ['p:1']\ndecode: ['d:1']\nepd:\n  then: {then}\n{lines}"
+    );
+    read(&text).map_or_else(|problems| problems.to_string(), |_| String::new())
+}
+
+#[test]
+fn what_cannot_follow_encoders_is_refused() {
+    for then in [
+        "nixl",
+        "sequential",
+        "multiturn",
+        "mooncake",
+        "offloading",
+        "shared_storage",
+    ] {
+        assert_eq!(behind_encoders(then, ""), "", "{then}");
+    }
+    for chat in ["auto", "native"] {
+        let lines = format!("lmcache: {{variant: plain, chat: {chat}}}");
+        assert_eq!(behind_encoders("lmcache", &lines), "", "{chat}");
+    }
+    for (then, lines, line, key, why) in [
+        (
+            "sglang",
+            "",
+            6,
+            "epd.then",
+            "SGLang engines know no ec_transfer_params",
+        ),
+        ("nixl_flat", "", 6, "epd.then", "older than encoders"),
+        ("epd", "", 6, "epd.then", "Unknown handshake 'epd'"),
+        (
+            "aggregated",
+            "",
+            1,
+            "aggregated",
+            "epd, then aggregated, does not use prefill",
+        ),
+        (
+            "lmcache",
+            "lmcache: {variant: plain, chat: render}",
+            7,
+            "lmcache.chat",
+            "media have no place",
+        ),
+        (
+            "lmcache",
+            "lmcache: {variant: plain, chat: completions}",
+            7,
+            "lmcache.chat",
+            "media have no place",
+        ),
+        (
+            "multiturn",
+            "first_token_source: prefill",
+            7,
+            "first_token_source",
+            "decode's own first token",
+        ),
+    ] {
+        let said = behind_encoders(then, lines);
+        let begins = format!("x.yaml:{line}: {key}: ");
+        assert!(
+            said.starts_with(&begins) && said.contains(why),
+            "{then}: {said}"
+        );
+        assert!(said.ends_with(')'), "it says what to do: {said}");
+    }
+    let consumer = |then: &str, of: &str| {
+        refused(&format!(
+            "handshake: epd\nencode: ['e:1']\ndecode: ['d:1']\nprefill:\n  - {{address: 'p:1', {of}}}\nepd: {{then: {then}}}"
+        ))
+    };
+    let said = consumer("mooncake", "dp_size: 2");
+    assert!(
+        said.starts_with("x.yaml:5: prefill[0]: with then: mooncake the rank"),
+        "{said}"
+    );
+    let said = consumer("shared_storage", "ec_addresses: ['10.0.0.1:5555']");
+    assert!(
+        said.starts_with("x.yaml:5: prefill[0]: with then: shared_storage"),
+        "{said}"
+    );
+}
+
+#[test]
+fn conversations_behind_encoders_are_conversations() {
+    let warnings = |text: &str| {
+        read_with(text, &Overrides::default())
+            .unwrap()
+            .warnings
+            .len()
+    };
+    let file = "encode: ['e:1']\nprefill: ['p:1']\ndecode: ['d:1']\nhandshake: epd\nmultiturn: {ttl: 60s}\n";
+    assert_eq!(warnings(&format!("{file}epd: {{then: multiturn}}")), 0);
+    assert_eq!(warnings(&format!("{file}epd: {{then: nixl}}")), 1);
+}

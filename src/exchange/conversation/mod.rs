@@ -125,6 +125,8 @@ impl Entry {
         let count = std::str::from_utf8(get("count")?).ok()?.parse().ok()?;
         let digest = unhex(&string_value(get("digest")?)?)?;
         let params = get("params")?;
+        // To the last byte: the scan follows only brackets and strings.
+        serde_json::from_slice::<&serde_json::value::RawValue>(params).ok()?;
         if !params.starts_with(b"{") {
             return None;
         }
@@ -195,6 +197,8 @@ mod tests {
             ("77", "-7"),
             (r#""params":{"#, r#""params":[{"#),
             (r#""params""#, r#""other""#),
+            // Brackets and quotes match, and it is no JSON all the same.
+            (r#""params":{"#, r#""params":{"a":,"#),
         ] {
             let bad = text.replacen(from, to, 1);
             assert_ne!(bad, text);

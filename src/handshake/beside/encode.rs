@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Instant;
 
 use crate::config::sidecar::{Encode, Generation};
 use crate::error::{Error, Kind, Stage};
@@ -47,7 +48,10 @@ pub async fn stage(x: &Exchange, pins: &Pins) -> Result<(), Stop> {
             Box::pin(branch.call(picked, leg))
         })
         .collect();
+    let began = Instant::now();
     let answers = join(asked, &branches).await;
+    x.trace.encode.set(Some(began.elapsed()));
+    x.trace.note_encoders(&branches);
     x.still_wanted(Stage::Encode)?;
     let answers = answers.map_err(failed)?;
     let mut edits = vec![Edit::Set("cache_hit_threshold", Cow::Borrowed(b"0"))];

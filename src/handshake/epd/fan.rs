@@ -182,6 +182,7 @@ mod tests {
     fn item(kind: Kind) -> Item {
         Item {
             kind,
+            form: crate::wire::media::Form::Chat,
             whole: 0..0,
             uuid: None,
             url: None,

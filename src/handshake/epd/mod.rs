@@ -21,16 +21,18 @@
 //!
 //! * Encoders take turns, in configured order; those that are down or have failed this request are left out.
 //! * All encoders are awaited, and judged in the order of the media.
-//! * A request without media, and every request that is no chat, goes straight to the inner handshake.
+//! * A request without media, and every request that is no chat and no response, goes straight to the inner handshake.
 //! * With several data-parallel ranks, or where encoders push (Mooncake), whoever takes the encodings is
 //!   chosen first, and stays.
 
 mod fan;
 mod report;
+mod responses;
 mod rewrite;
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -41,11 +43,11 @@ use crate::exchange::join;
 use crate::exchange::notice::NoticeSocket;
 use crate::exchange::overlay::Overlay;
 use crate::exchange::shape;
-use crate::exchange::{Exchange, Reply, Request, Stop};
+use crate::exchange::{Exchange, Reply, Request, Stop, Tools};
 use crate::wire::json::Object;
 use crate::wire::media::{self, Item};
 
-use super::{Handshake, Running, Spec, find};
+use super::{Conversations, Handshake, Running, Spec, find};
 use fan::{Batch, Push};
 
 pub const SPEC: Spec = Spec {
@@ -101,12 +103,19 @@ impl Handshake for Epd {
             x.unpin_all();
             // Boxed: a stream rests in the inner script.
             Box::pin(self.encode(x)).await?;
-            self.inner(x).run(x, reply).await
+            match responses::alone(&x.request()) {
+                true => responses::to_decode(x, reply).await,
+                false => self.inner(x).run(x, reply).await,
+            }
         })
     }
 
     fn needs(&self) -> Option<Vec<Role>> {
         Some(self.needs.clone())
+    }
+
+    fn conversations(&self, tools: &Rc<Tools>) -> Option<Conversations> {
+        self.then.as_ref()?.conversations(tools)
     }
 
     fn notices(&self) -> Option<&NoticeSocket> {
@@ -176,14 +185,17 @@ impl Epd {
     }
 
     fn media(&self, request: &Request) -> Result<Vec<Item>, Stop> {
-        // Other endpoints ignore messages.
-        if !request.path().ends_with("/chat/completions") {
-            return Ok(Vec::new());
-        }
-        let Some(messages) = request.object.range(request.body(), "messages") else {
-            return Ok(Vec::new());
+        let body = request.body();
+        let mut items = if request.path().ends_with("/chat/completions") {
+            let messages = request.object.range(body, "messages");
+            messages.map_or(Vec::new(), |messages| media::items(body, messages))
+        } else if responses::is(request) {
+            let input = request.object.range(body, "input");
+            input.map_or(Vec::new(), |input| media::input_items(body, input))
+        } else {
+            // Other endpoints ignore messages.
+            Vec::new()
         };
-        let mut items = media::items(request.body(), messages);
         if !self.rules.newer {
             items.retain(|item| item.kind != media::Kind::Video);
         }
@@ -230,6 +242,7 @@ impl Epd {
             work
         });
         let answers = join::all(sent.collect()).await;
+        x.trace.note_encoders(&branches);
         let mut reported = Vec::new();
         for (branch, result) in branches.iter().zip(answers) {
             x.avoid.borrow_mut().extend(branch.avoid.take());
@@ -241,13 +254,19 @@ impl Epd {
         }
         let found = self.read(request, items, &names, &batches, &answers, ids.is_some())?;
         let ids = ids.unwrap_or_default();
-        rewrite::put(request, items, &names, &found, &ids, &self.how(), overlay);
+        let how = self.how(request);
+        rewrite::put(request, items, &names, &found, &ids, &how, overlay);
         Ok(())
     }
 
-    fn how(&self) -> rewrite::How {
+    /// Are media replaced by references? Not where there are none (`responses.rs`).
+    fn refers(&self, request: &Request) -> bool {
+        self.settings.rewrite && !responses::is(request)
+    }
+
+    fn how(&self, request: &Request) -> rewrite::How {
         rewrite::How {
-            references: self.settings.rewrite,
+            references: self.refers(request),
             audio_whole: self.rules.audio_whole,
         }
     }
@@ -255,7 +274,7 @@ impl Epd {
     /// What each item is called. None in the first version, and where media go on as they came.
     async fn names(&self, request: &Request, items: &[Item]) -> Vec<Option<String>> {
         let mut names = vec![None; items.len()];
-        if !self.rules.newer || !self.settings.rewrite {
+        if !self.rules.newer || !self.refers(request) {
             return names;
         }
         for (name, item) in names.iter_mut().zip(items) {
@@ -296,7 +315,7 @@ impl Epd {
                 })
                 .collect();
             let first = found.entries.len();
-            if self.settings.rewrite || pushed {
+            if self.refers(request) || pushed {
                 let places = report::matched(&sent, &entries)
                     .map_err(|what| Error::new(Kind::BadResponse, Stage::Encode, what))?;
                 for (i, place) in batch.items.iter().zip(places) {
@@ -361,7 +380,7 @@ fn consumer(x: &Exchange, overlay: &mut Overlay) -> Result<Option<Push>, Stop> {
     }))
 }
 
-/// An encoder's failure in the words of the surface; its status stays.
+/// An encoder's failure in the words of the surface; its status stays, if it is one.
 fn told(x: &Exchange, stop: Stop) -> Stop {
     let words = |what: &str| format!("Encoder request failed: {what}");
     let reword = |error: Error| match error.kind {
@@ -375,7 +394,12 @@ fn told(x: &Exchange, stop: Stop) -> Stop {
     match stop {
         Stop::Answer(answer) if x.config.surface == Surface::Epd => {
             let text = String::from_utf8_lossy(answer.body());
-            Stop::Said(Box::new((answer.head.status, shape::detail(&words(&text)))))
+            // Where an encoder would send us is not where the client should go.
+            let status = match answer.head.status {
+                300..400 => 502,
+                status => status,
+            };
+            Stop::Said(Box::new((status, shape::detail(&words(&text)))))
         }
         Stop::Error(error) => Stop::Error(reword(error)),
         Stop::Again(error) => Stop::Again(reword(error)),

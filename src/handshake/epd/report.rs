@@ -141,6 +141,7 @@ mod tests {
 
     const ITEM: Item = Item {
         kind: Kind::Image,
+        form: crate::wire::media::Form::Chat,
         whole: 0..0,
         uuid: None,
         url: None,

@@ -86,7 +86,12 @@ fn build(config: &Config) -> io::Result<Box<dyn Handshake>> {
         }
         Variant::Notified => {
             let keep = config.timeouts.request + section.notice_timeout;
-            Some(NoticeSocket::bind(&section.host, section.port, keep)?)
+            Some(NoticeSocket::bind(
+                &section.host,
+                section.port,
+                keep,
+                config.timeouts.head,
+            )?)
         }
         _ => None,
     };
@@ -171,7 +176,8 @@ impl Lmcache {
             }
         };
         if !request.path().ends_with("/chat/completions") {
-            let continues = self.section.first_token == FirstTokenSource::Prefill
+            let continues = request.path().ends_with("/completions")
+                && self.section.first_token == FirstTokenSource::Prefill
                 && self.section.variant != Variant::Plain
                 && wire::continues(
                     request.body(),

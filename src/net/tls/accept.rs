@@ -1,6 +1,7 @@
 //! Who we are to clients: a certificate from a folder, read again when it changes, or one of our own making.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -85,16 +86,38 @@ fn read(folder: &Path) -> io::Result<CertifiedKey> {
     let wrong = |path: &Path, why: &dyn std::fmt::Display| {
         io::Error::other(format!("{}: {why}", path.display()))
     };
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&chain)
-        .map_err(|why| wrong(&chain, &why))?
-        .collect();
+    let bytes = small_file(&chain).map_err(|why| wrong(&chain, &why))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let certificates = certificates.map_err(|why| wrong(&chain, &why))?;
     if certificates.is_empty() {
         return Err(wrong(&chain, &"there is no certificate in it"));
     }
-    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|why| wrong(&key, &why))?;
+    let bytes = small_file(&key).map_err(|why| wrong(&key, &why))?;
+    let secret = PrivateKeyDer::from_pem_slice(&bytes).map_err(|why| wrong(&key, &why))?;
     let certified = CertifiedKey::from_der(certificates, secret, &ring::default_provider());
     certified.map_err(|why| wrong(&key, &why))
+}
+
+/// A chain of certificates is a few KiB.
+const FILE_MAX: u64 = 1 << 20;
+
+/// What may stand there while the files are being replaced must neither block the watcher nor fill the memory.
+fn small_file(path: &Path) -> io::Result<Vec<u8>> {
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    let mut options = std::fs::OpenOptions::new();
+    // (It may have become something else in between.)
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if file.take(FILE_MAX + 1).read_to_end(&mut bytes)? as u64 > FILE_MAX {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// ECDSA on P-256: made in a moment, where RSA of 4096 bits takes seconds. Clients of a certificate that nobody

@@ -1,7 +1,6 @@
 //! Whom we believe upstream: who was signed by an authority, or (if so configured) anyone.
 
 use std::io;
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    StreamOwned,
 };
 
 use super::super::stream::Stream;
@@ -58,17 +56,6 @@ impl Trust {
             .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
             .with_no_client_auth();
         Ok(Trust(Arc::new(config)))
-    }
-
-    /// A session on a thread that may wait.
-    pub fn blocking(
-        &self,
-        raw: TcpStream,
-        host: &str,
-    ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let rustls = ClientConnection::new(self.0.clone(), name).map_err(io::Error::other)?;
-        Ok(StreamOwned::new(rustls, raw))
     }
 
     /// A connected stream becomes a session with `host`.

@@ -15,7 +15,7 @@ pub mod xpyd;
 
 use crate::config::Surface;
 use crate::metrics::Endpoint;
-use crate::wire::head::RequestHead;
+use crate::wire::head::{Method, RequestHead};
 
 /// What a path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,16 @@ pub fn route(
         Surface::Xpyd if !xpyd::exempt(path) && !complete() => Route::Xpyd(xpyd::Page::Waiting),
         Surface::Xpyd if xpyd::preflight(head, bytes) => Route::Xpyd(xpyd::Page::Preflight),
         Surface::Xpyd => xpyd::route(head.method, path, forward),
+    }
+}
+
+/// Behind encoders, a response is generated as a chat is: it may hold media.
+pub fn behind_encoders(route: Route, head: &RequestHead, bytes: &[u8]) -> Route {
+    match (route, head.method) {
+        (Route::Forward | Route::Decode, Method::Post) if head.path(bytes) == "/v1/responses" => {
+            Route::Generate(Endpoint::Responses)
+        }
+        _ => route,
     }
 }
 

@@ -20,7 +20,8 @@ fuzz_target!(|data: &[u8]| {
         for pieces in splits(data, &mut dice) {
             assert_eq!(told(&continued, &pieces), whole);
         }
-        if !data.windows(6).any(|w| w == b"choice") {
+        // (A name can be written with escapes.)
+        if !data.windows(6).any(|w| w == b"choice") && !data.contains(&b'\\') {
             assert!(whole.ends_with(data), "what is no completion passes");
         }
         let Ok(text) = std::str::from_utf8(&whole) else { continue };

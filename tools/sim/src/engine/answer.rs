@@ -136,6 +136,9 @@ pub(crate) fn push_logprobs(out: &mut Vec<u8>, job: &Job, choice: u32, from: u32
 
 /// The whole answer of a request that does not stream.
 pub(crate) fn push_answer(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
+    if job.ask.responses {
+        return super::responses::push_answer(out, engine, job);
+    }
     let chat = job.ask.chat;
     let object: &[u8] = if chat {
         b"chat.completion"

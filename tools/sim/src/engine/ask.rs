@@ -15,6 +15,8 @@ const DEFAULT_TOKENS: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub chat: bool,
+    /// A chat by way of `/v1/responses`, and answered as such.
+    pub responses: bool,
     pub prompts: Vec<Prompt>,
     pub n: u32,
     pub max_tokens: u32,
@@ -196,6 +198,7 @@ pub(crate) fn read(
     rules::of_values(&raw.rare)?;
     Ok(Ask {
         chat,
+        responses: false,
         prompts,
         n,
         max_tokens,

@@ -11,6 +11,7 @@ pub(crate) mod lmcache;
 pub(crate) mod mooncake;
 pub(crate) mod offloading;
 pub(crate) mod prompt;
+pub(crate) mod responses;
 pub(crate) mod route;
 pub(crate) mod rules;
 pub(crate) mod run;

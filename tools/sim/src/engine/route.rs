@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::job::{Job, accept};
 use super::kv::KvAsk;
 use super::run::{Fixed, Slow, What};
-use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
+use super::stream::{done, error_event, push_event, push_final_usage, push_role};
 use crate::fault::{Fault, Shape};
 use crate::http::head::{Head, Method};
 use crate::http::wire::{JSON, SSE, Size, push_chunk, push_head};
@@ -87,6 +87,16 @@ pub(crate) fn turn(engine: &Engine, request: &Request, out: &mut Vec<u8>) -> Tur
             }
             match accept(engine, request.head, request.input, request.body, chat) {
                 Ok(job) => return generate(engine, request, job, out),
+                Err(e) => error(&e),
+            }
+        }
+        (true, b"/v1/responses") if request.head.method == Method::Post => {
+            let chat = super::responses::as_chat(request.body);
+            match chat.and_then(|chat| accept(engine, request.head, request.input, &chat, true)) {
+                Ok(mut job) => {
+                    job.ask.responses = true;
+                    return generate(engine, request, job, out);
+                }
                 Err(e) => error(&e),
             }
         }
@@ -172,7 +182,7 @@ fn generate(engine: &Engine, request: &Request, mut job: Job, out: &mut Vec<u8>)
         let event = error_event(&e);
         push_head(out, 200, SSE, Size::Chunked, request.head.keep_alive, "");
         push_chunk(out, &event);
-        push_chunk(out, DONE);
+        push_done(out, &job);
         out.extend_from_slice(b"0\r\n\r\n");
         return Turn::Ready(200);
     }
@@ -222,8 +232,15 @@ fn push_stream(engine: &Engine, request: &Request, job: &Job, out: &mut Vec<u8>)
     if !event.is_empty() {
         push_chunk(out, event);
     }
-    push_chunk(out, DONE);
+    push_done(out, job);
     out.extend_from_slice(b"0\r\n\r\n");
+}
+
+fn push_done(out: &mut Vec<u8>, job: &Job) {
+    // An empty chunk would be the last.
+    if !done(job).is_empty() {
+        push_chunk(out, done(job));
+    }
 }
 
 /// Numbers a request; the number names it where it has no id of its own.

@@ -8,7 +8,7 @@ use super::answer::push_answer;
 use super::error::ApiError;
 use super::job::{Job, abandon};
 use super::kv::{KvAsk, Source};
-use super::stream::{DONE, error_event, push_event, push_final_usage, push_role};
+use super::stream::{done, error_event, push_event, push_final_usage, push_role};
 use super::tie;
 use crate::fault::{Fault, Shape};
 use crate::http::respond::{End, Responder};
@@ -115,12 +115,12 @@ async fn generate(
         loaded = tie::joined(engine, to, &job).await?;
     }
     if let Err(error) = loaded {
-        return fail(to, begun, &error).await;
+        return fail(to, &job, begun, &error).await;
     }
     let mut job = prefill(engine, to, job).await?;
     job.count(engine);
     if let Err(error) = tie::handed(engine, to, &mut job).await? {
-        return fail(to, begun, &error).await;
+        return fail(to, &job, begun, &error).await;
     }
     if job.ask.stream && !std::mem::replace(&mut begun, true) {
         to.begin(SSE).await?;
@@ -169,7 +169,12 @@ async fn load(
 }
 
 /// `begun`: the head of a stream is out.
-async fn fail(to: &mut Responder<'_>, begun: bool, error: &ApiError) -> Result<u16, End> {
+async fn fail(
+    to: &mut Responder<'_>,
+    job: &Job,
+    begun: bool,
+    error: &ApiError,
+) -> Result<u16, End> {
     if !begun {
         let mut body = Vec::new();
         error.push_json(&mut body);
@@ -177,7 +182,7 @@ async fn fail(to: &mut Responder<'_>, begun: bool, error: &ApiError) -> Result<u
         return Ok(error.status);
     }
     to.piece(&error_event(error)).await?;
-    to.piece(DONE).await?;
+    end(to, job).await?;
     to.finish().await?;
     Ok(200)
 }
@@ -281,6 +286,13 @@ async fn stream(engine: &Rc<Engine>, to: &mut Responder<'_>, job: &mut Job) -> R
     if !event.is_empty() {
         to.piece(&event).await?;
     }
-    to.piece(DONE).await?;
+    end(to, job).await?;
     to.finish().await
+}
+
+async fn end(to: &mut Responder<'_>, job: &Job) -> Result<(), End> {
+    match done(job) {
+        [] => Ok(()),
+        done => to.piece(done).await,
+    }
 }

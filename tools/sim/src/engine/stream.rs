@@ -5,7 +5,7 @@ use super::answer::{push_ids, push_logprobs, push_opening, push_text, push_usage
 use super::job::Job;
 use crate::text::push_number;
 
-pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
+const DONE: &[u8] = b"data: [DONE]\n\n";
 
 fn opening(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
     put(out, b"data: ");
@@ -27,6 +27,9 @@ fn usage(out: &mut Vec<u8>, engine: &Engine, job: &Job, tokens: u64) {
 
 /// The chunk that opens a choice of a chat: the role, and no text.
 pub(crate) fn push_role(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: u32) {
+    if job.ask.responses {
+        return super::responses::push_created(out, engine, job);
+    }
     opening(out, engine, job);
     put(out, b"{\"index\":");
     push_number(out, choice.into());
@@ -42,6 +45,9 @@ pub(crate) fn push_role(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: u
 
 /// The event of token `index` of a choice; or, where the prompt was not computed, the one that says so.
 pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: u32, index: u32) {
+    if job.ask.responses {
+        return super::responses::push_delta(out, job, index);
+    }
     let (length, stopped) = job.length(choice);
     let to = index + u32::from(!job.missed);
     let last = to == length;
@@ -90,6 +96,9 @@ pub(crate) fn push_event(out: &mut Vec<u8>, engine: &Engine, job: &Job, choice: 
 
 /// The chunk with the usage alone, if it was asked for.
 pub(crate) fn push_final_usage(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
+    if job.ask.responses {
+        return super::responses::push_completed(out, engine, job);
+    }
     if !job.ask.include_usage {
         return;
     }
@@ -100,6 +109,14 @@ pub(crate) fn push_final_usage(out: &mut Vec<u8>, engine: &Engine, job: &Job) {
         .sum();
     push_usage(out, engine, job, tokens);
     put(out, b"}\n\n");
+}
+
+/// What ends a stream that was not cut off.
+pub(crate) fn done(job: &Job) -> &'static [u8] {
+    match job.ask.responses {
+        true => b"",
+        false => DONE,
+    }
 }
 
 /// How a failure shows once the head is out.

@@ -225,3 +225,64 @@ fn a_sidecar_s_encoders_never_take_what_is_not_one_item_of_a_request() {
         assert_eq!(sim.ledger().violation_count, before + 1);
     }
 }
+
+/// `/v1/responses` has types of its own: a name is dropped, and there is no place for a reference.
+#[test]
+fn responses_never_take_what_their_types_do_not_name() {
+    const RESPONSES: &str = "/v1/responses";
+    let (sim, e, d) = pair(EcMode::V2, |_| {});
+    let asked = |part: Value| {
+        let content = json!([part, {"type": "input_text", "text": "look"}]);
+        call(
+            d,
+            RESPONSES,
+            &json!({"input": [{"role": "user", "content": content}], "max_output_tokens": 3}),
+        )
+    };
+    for (part, kind) in [
+        (
+            json!({"type": "image_embeds", "image_embeds": {}, "uuid": "a"}),
+            "image_embeds",
+        ),
+        (image("http://h/a", "a"), "image_url"),
+        (
+            json!({"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}),
+            "input_audio",
+        ),
+    ] {
+        let answer = asked(part);
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        assert!(answer.text().contains(kind), "{}", answer.text());
+    }
+    for (body, status) in [
+        (json!({"model": "x"}), 400),
+        (json!({"input": 7}), 400),
+        (
+            json!({"input": [{"type": "item_reference", "id": "x"}]}),
+            400,
+        ),
+        (
+            json!({"input": "hi", "previous_response_id": "resp_1"}),
+            404,
+        ),
+        (json!({"input": "hi", "max_output_tokens": 0}), 400),
+        (json!({"input": "hi"}), 200),
+    ] {
+        assert_eq!(call(d, RESPONSES, &body).status, status, "{body}");
+    }
+    // An encoder that was given a name has encoded something else than what is looked for without one.
+    let named = json!({"type": "input_image", "image_url": "http://h/a", "uuid": "mine"});
+    for (uuid, violations) in [(Some("mine"), 1), (None, 1)] {
+        let mut item = image("http://h/a", "");
+        match uuid {
+            Some(uuid) => item["uuid"] = json!(uuid),
+            None => _ = item.as_object_mut().unwrap().remove("uuid"),
+        }
+        assert_eq!(
+            call(e, CHAT, &chat(json!([item]), json!({"stream": false}))).status,
+            200
+        );
+        assert_eq!(asked(named.clone()).status, 200);
+        assert_eq!(sim.ledger().violations.len(), violations, "{uuid:?}");
+    }
+}
