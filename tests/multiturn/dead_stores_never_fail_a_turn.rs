@@ -124,6 +124,10 @@ fn damaged_params_cost_only_the_reuse() {
     let rig = rig_over(&fake.url());
     let mut talk = Talk::new("c");
     talk.say(rig.server.address, "hello");
+    // The store is told after the client.
+    eventually("it is kept", || {
+        !fake.kept.lock().unwrap().values.is_empty()
+    });
     for value in fake.kept.lock().unwrap().values.values_mut() {
         let text = String::from_utf8(value.0.clone()).unwrap();
         let damaged = text.replacen(r#""params":{"#, r#""params":{"a":,"#, 1);
@@ -134,6 +138,9 @@ fn damaged_params_cost_only_the_reuse() {
     right(&talk);
     assert_eq!(conversations(&rig, "reused"), 0.0);
     assert_eq!(conversations(&rig, "store_failed"), 1.0);
+    eventually("it is kept again", || {
+        !fake.kept.lock().unwrap().values.is_empty()
+    });
     talk.say(rig.server.address, "and once more");
     right(&talk);
     assert_eq!(conversations(&rig, "reused"), 1.0);
