@@ -1,4 +1,5 @@
-//! RESP2, the protocol of Redis: commands out, replies in. Pure: bytes in, values out.
+//! RESP2, the protocol of Redis: commands out, replies in; but for arrays, with which none of our commands is
+//! answered. Pure: bytes in, values out.
 //!
 //! A reply is taken whole or not at all, so the reader may be fed in any pieces; what is no RESP is an error,
 //! after which the connection is of no more use.
@@ -7,8 +8,6 @@
 const LINE_MAX: usize = 4 << 10;
 /// A larger reply is none that we asked for.
 const BULK_MAX: usize = 4 << 20;
-const ELEMENTS_MAX: usize = 1024;
-const DEPTH_MAX: usize = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -19,7 +18,6 @@ pub enum Reply {
     Integer(i64),
     Bulk(Vec<u8>),
     Nil,
-    Array(Vec<Reply>),
 }
 
 /// The bytes are no RESP; what is wrong.
@@ -45,11 +43,11 @@ fn put_length(out: &mut Vec<u8>, kind: u8, length: usize) {
 /// The reply at the start of `bytes`, and how long it is; `None` while it is not all there.
 pub fn take(bytes: &[u8]) -> Result<Option<(Reply, usize)>, BadResp> {
     let mut at = 0;
-    let reply = reply(bytes, &mut at, 0)?;
+    let reply = reply(bytes, &mut at)?;
     Ok(reply.map(|reply| (reply, at)))
 }
 
-fn reply(bytes: &[u8], at: &mut usize, depth: usize) -> Result<Option<Reply>, BadResp> {
+fn reply(bytes: &[u8], at: &mut usize) -> Result<Option<Reply>, BadResp> {
     let Some(line) = line(bytes, at)? else {
         return Ok(None);
     };
@@ -79,20 +77,7 @@ fn reply(bytes: &[u8], at: &mut usize, depth: usize) -> Result<Option<Reply>, Ba
                 Reply::Bulk(text)
             }
         },
-        b'*' => match length(rest, ELEMENTS_MAX)? {
-            None => Reply::Nil,
-            Some(_) if depth == DEPTH_MAX => return Err(BadResp("arrays in too many arrays")),
-            Some(length) => {
-                let mut all = Vec::with_capacity(length.min(16));
-                for _ in 0..length {
-                    let Some(one) = reply(bytes, at, depth + 1)? else {
-                        return Ok(None);
-                    };
-                    all.push(one);
-                }
-                Reply::Array(all)
-            }
-        },
+        b'*' => return Err(BadResp("an array, for which nobody asked")),
         _ => return Err(BadResp("a reply of no known kind")),
     }))
 }

@@ -19,24 +19,17 @@ fn put(out: &mut Vec<u8>, reply: &Reply) {
             out.extend_from_slice(text);
             out.extend_from_slice(b"\r\n");
         }
-        Reply::Array(all) => {
-            line(out, '*', all.len().to_string().as_bytes());
-            all.iter().for_each(|one| put(out, one));
-        }
     }
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
-    let leaf = prop_oneof![
+    prop_oneof![
         "[ -~]{0,20}".prop_map(|t| Reply::Status(t.into_bytes())),
         "[ -~]{0,20}".prop_map(|t| Reply::Error(t.into_bytes())),
         any::<i64>().prop_map(Reply::Integer),
         prop::collection::vec(any::<u8>(), 0..40).prop_map(Reply::Bulk),
         Just(Reply::Nil),
-    ];
-    leaf.prop_recursive(2, 12, 4, |inner| {
-        prop::collection::vec(inner, 0..4).prop_map(Reply::Array)
-    })
+    ]
 }
 
 proptest! {
@@ -73,6 +66,10 @@ fn nonsense_is_told() {
         b"*99999999\r\n",
         b":12x\r\n",
         b"+OK\n",
+        // Each look at a reply begins at its start: arrays in arrays would keep a shard busy.
+        b"*0\r\n",
+        b"*-1\r\n",
+        b"*1\r\n:1\r\n",
         b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n",
     ] {
         assert!(take(bad).is_err(), "{bad:?}");
