@@ -132,6 +132,10 @@ impl Exchange {
             let answer = Box::pin(self.read_answer(opened, &leg, began)).await?;
             return Err(Stop::Answer(Box::new(answer)));
         }
+        // Beside an engine its stream is the answer, whatever is in it.
+        if opened.handover.is_some() && self.pins.is_none() && opened.is_good_event_stream() {
+            self.begun_well(&mut opened).await?;
+        }
         Ok(opened)
     }
 

@@ -233,7 +233,7 @@ impl Opened {
     }
 
     /// Is this D taking KV from a P that it has never met, without a sign yet that it has?
-    fn fetching(&self) -> bool {
+    pub(super) fn fetching(&self) -> bool {
         let first_contact = self.handover.as_ref().is_some_and(|h| h.first);
         first_contact && self.head.status < 300 && self.bytes.len() <= self.head_len
     }

@@ -35,8 +35,13 @@ wait_http() {
 
 # release_binaries PACKAGE...: builds them unless $BIN names a folder that has them; sets BIN.
 release_binaries() {
-  [ -n "${BIN:-}" ] && return
   local packages=() package
+  if [ -n "${BIN:-}" ]; then
+    for package; do
+      [ -x "$BIN/$package" ] || { echo "BIN=$BIN: not a folder with $package in it" >&2; return 1; }
+    done
+    return
+  fi
   for package; do packages+=(-p "$package"); done
   (cd "$ROOT" && cargo build --release --quiet "${packages[@]}") || return 1
   BIN=${CARGO_TARGET_DIR:-$ROOT/target}/release
