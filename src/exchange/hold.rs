@@ -114,7 +114,8 @@ impl Exchange {
     /// may be well, and P is watched by itself; but another try asks others, if there are any.
     async fn refused_late(&self, opened: &mut Opened) -> Result<(), Stop> {
         let payload = self.hold(opened, 1).await?;
-        let data = sse::data_of(&payload).map_or(&payload[..], |data| &payload[data]);
+        let event = &payload[..sse::event_end(&payload, 0).unwrap_or(payload.len())];
+        let data = sse::data_of(event).map_or(event, |data| &event[data]);
         let error = json::value(data, "error", 64).unwrap_or_default();
         if openai::error_code(error).is_some_and(|code| (400..500).contains(&code)) {
             return Ok(());

@@ -4,6 +4,7 @@ mod broken_prefill_answers_never_reach_decode;
 mod dead_instances_never_cost_a_request;
 mod deadlines_never_pass_unnoticed;
 mod engine_errors_never_change_on_their_way;
+mod late_errors_never_pass_as_answers;
 mod load_never_stays_behind;
 mod metrics_never_disagree_with_what_was_done;
 mod models_never_mix;

@@ -1,0 +1,109 @@
+//! vLLM sends the head of a stream before it has P's KV. What comes instead of tokens, if it cannot get it, is no
+//! answer: nothing has reached the client, so others are asked, or it hears the truth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pdrelay::config::Role;
+use pdrelay::server::Server;
+
+use crate::support::scripted::{Say, Scripted, answer};
+use crate::support::{Client, Response, completion, config};
+
+const HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const LOST: &str = r#"data: {"error": {"message": "KV load failure", "type": "InternalServerError", "code": 500}}"#;
+const WELL: &str = r#"data: {"id":"d","object":"text_completion","choices":[{"index":0,"text":"well","finish_reason":"stop"}]}"#;
+
+/// A stream of one event, its head first and the rest in small pieces.
+fn stream(event: &str) -> Say {
+    let payload = format!("{event}\n\ndata: [DONE]\n\n");
+    let body = format!("{:x}\r\n{payload}\r\n0\r\n\r\n", payload.len());
+    let (begin, rest) = body.as_bytes().split_at(body.len().min(11));
+    let pieces = vec![HEAD.into(), begin.to_vec(), rest.to_vec()];
+    Say::Slowly(pieces, Duration::from_millis(10))
+}
+
+struct Stage {
+    server: Server,
+    p: Scripted,
+    d: [Scripted; 2],
+}
+
+impl Stage {
+    /// `first`: what the first of all requests to a D gets; the others get a good stream.
+    fn new(first: impl Fn() -> Say + Send + Sync + 'static) -> Stage {
+        Stage::failing(1, first)
+    }
+
+    fn failing(times: usize, bad: impl Fn() -> Say + Send + Sync + 'static) -> Stage {
+        let granted = r#"{"id":"p","choices":[{"index":0,"text":"w","finish_reason":"length"}],"kv_transfer_params":{"do_remote_prefill":true,"remote_engine_id":"e","remote_block_ids":[1],"remote_host":"h","remote_port":1}}"#;
+        let p = Scripted::start(move |_, _| Say::Bytes(answer("200 OK", granted)));
+        let (bad, asked) = (Arc::new(bad), Arc::new(AtomicUsize::new(0)));
+        let d = [(); 2].map(|()| {
+            let (bad, asked) = (bad.clone(), asked.clone());
+            Scripted::start(
+                move |_, _| match asked.fetch_add(1, Ordering::SeqCst) < times {
+                    true => bad(),
+                    false => stream(WELL),
+                },
+            )
+        });
+        let roles = [Role::Prefill, Role::Decode, Role::Decode];
+        let addresses = [p.address, d[0].address, d[1].address];
+        let mut config = config("nixl", &roles, &addresses);
+        config.health_check.enabled = false;
+        let server = Server::start(config).expect("the proxy starts");
+        Stage { server, p, d }
+    }
+
+    fn ask(&self) -> Response {
+        let body = completion("x", r#","stream":true,"max_tokens":4"#);
+        Client::connect(self.server.address).post("/v1/completions", &body)
+    }
+
+    fn asked(&self) -> [usize; 3] {
+        [&self.p, &self.d[0], &self.d[1]].map(|engine| engine.requests().len())
+    }
+}
+
+#[test]
+fn another_pair_serves_what_one_could_not() {
+    let bad: [fn() -> Say; 3] = [
+        || stream(LOST),
+        || Say::Close(HEAD.into()),
+        || Say::Reset(HEAD.into()),
+    ];
+    for bad in bad {
+        let stage = Stage::new(bad);
+        let response = stage.ask();
+        assert_eq!((response.status, response.complete), (200, true));
+        assert_eq!(response.events(), [&WELL["data: ".len()..], "[DONE]"]);
+        // A new prefill, since the params are spent; and the other D.
+        assert_eq!(stage.asked(), [2, 1, 1]);
+    }
+}
+
+#[test]
+fn with_nobody_left_it_is_an_error_with_its_own_status() {
+    let stage = Stage::failing(usize::MAX, || stream(LOST));
+    let response = stage.ask();
+    assert_eq!(response.status, 502, "{}", response.text());
+    let text = response.text();
+    assert!(
+        text.contains("its stream began with an error: KV load failure"),
+        "{text}"
+    );
+}
+
+/// The client's own mistake, noticed late.
+#[test]
+fn a_4xx_in_a_stream_stays_the_answer() {
+    let refused = r#"data: {"error":{"message":"no such token","code":400}}"#;
+    let stage = Stage::new(move || stream(refused));
+    let response = stage.ask();
+    assert_eq!((response.status, response.complete), (200, true));
+    assert_eq!(response.events(), [&refused["data: ".len()..], "[DONE]"]);
+    assert_eq!(stage.asked().iter().sum::<usize>(), 2);
+}
