@@ -42,10 +42,10 @@ fn each_shard_gets_those_of_its_cpu() {
     });
     for (shard, cpu) in cpus.iter().enumerate() {
         let mut opened = clients(&rig, *cpu);
-        let mut wanted = vec![0; cpus.len()];
-        wanted[shard] = MANY;
-        eventually("all are on the shard of their CPU", || {
-            connections(&mut opened[0], shard) == wanted
+        // On a busy machine the kernel may work on another CPU's packets; by the hash alone it would be half of them.
+        eventually("they are on the shard of their CPU", || {
+            let counts = connections(&mut opened[0], shard);
+            counts.iter().sum::<i64>() == MANY && counts[shard] >= MANY * 5 / 6
         });
         drop(opened);
     }
