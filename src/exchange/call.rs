@@ -181,17 +181,24 @@ impl Exchange {
         let Some(raw) = answer.field("error").filter(|raw| *raw != b"null") else {
             return Ok(answer);
         };
-        if let Some(status) = openai::error_code(raw).filter(|code| (400..500).contains(code)) {
+        if let Some(status) = openai::clients_error(raw) {
             answer.head.override_status(status);
             return Err(Stop::Answer(Box::new(answer)));
         }
-        let instance = &answer.instance;
+        let cause = "its answer is an error with the status of a success";
+        Err(self.others_may_know_better(&answer.instance, cause))
+    }
+
+    pub(super) fn others_may_know_better(
+        &self,
+        instance: &Instance,
+        cause: impl Into<Cow<'static, str>>,
+    ) -> Stop {
         self.avoid.borrow_mut().push(instance.index);
         let counter = InstanceCounter::failures(Failure::BadResponse);
         instance.metrics.inc(&self.tools.metrics, counter);
-        let cause = "its answer is an error with the status of a success";
         let error = Error::new(Kind::BadResponse, self.trace.stage.get(), cause);
-        Err(Stop::Again(error.at(&instance.name)))
+        Stop::Again(error.at(&instance.name))
     }
 
     /// `began`: when the leg did; its one limit is for all of it.

@@ -19,8 +19,8 @@
 //!   P ended on it, D is not asked and the grant is released.
 //! * Beside an engine (llm-d's `nixlv2`) P's caps are the sidecar's, params that P does not give are `null` at D,
 //!   and D's usage says how much of the prompt *P* had cached.
-//! * vLLM sends a stream's head before it has the blocks. The client gets it with the first byte behind it: if that
-//!   begins an `error` event (P died meanwhile), another try is made, with a new prefill; `exchange/hold.rs`.
+//! * vLLM sends a stream's head before it has the blocks. The client gets it together with the first event: if that
+//!   is an `error` (P died meanwhile), another try is made, with a new prefill; `exchange/hold.rs`.
 //! * Params that the *client* sent are dropped on every leg: with malformed ones a real D hangs, and
 //!   dies when the client leaves.
 

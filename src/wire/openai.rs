@@ -211,9 +211,10 @@ pub fn error_body(message: &str, kind: &str, code: u16) -> Vec<u8> {
     out
 }
 
-/// The `code` of an `error` member, if it is a number: a status, by custom.
-pub fn error_code(error: &[u8]) -> Option<u16> {
-    number(json::value(error, "code", 64)?)?.try_into().ok()
+/// The status that an `error` object names, if it is the client's request that is at fault (4xx).
+pub fn clients_error(error: &[u8]) -> Option<u16> {
+    let code = number(json::value(error, "code", 64)?)?.try_into().ok()?;
+    (400..500).contains(&code).then_some(code)
 }
 
 /// `usage.prompt_tokens` of a whole answer, where it is there.

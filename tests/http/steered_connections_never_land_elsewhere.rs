@@ -42,10 +42,16 @@ fn each_shard_gets_those_of_its_cpu() {
     });
     for (shard, cpu) in cpus.iter().enumerate() {
         let mut opened = clients(&rig, *cpu);
-        // On a busy machine the kernel may work on another CPU's packets; by the hash alone it would be half of them.
-        eventually("they are on the shard of their CPU", || {
-            let counts = connections(&mut opened[0], shard);
-            counts.iter().sum::<i64>() == MANY && counts[shard] >= MANY * 5 / 6
+        let mut wanted = vec![0; cpus.len()];
+        wanted[shard] = MANY;
+        let mut seen = Vec::new();
+        eventually("all are on the shard of their CPU", || {
+            let now = connections(&mut opened[0], shard);
+            if now != seen {
+                println!("CPU {cpu}, wanted {wanted:?}: {now:?}");
+                seen = now;
+            }
+            seen == wanted
         });
         drop(opened);
     }
