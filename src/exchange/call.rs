@@ -194,9 +194,7 @@ impl Exchange {
         instance: &Instance,
         cause: impl Into<Cow<'static, str>>,
     ) -> Stop {
-        self.avoid.borrow_mut().push(instance.index);
-        let counter = InstanceCounter::failures(Failure::BadResponse);
-        instance.metrics.inc(&self.tools.metrics, counter);
+        self.count_failure(instance, Failure::BadResponse);
         let error = Error::new(Kind::BadResponse, self.trace.stage.get(), cause);
         Stop::Again(error.at(&instance.name))
     }

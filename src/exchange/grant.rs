@@ -12,9 +12,10 @@ use std::sync::Arc;
 use super::release::Release;
 use super::{Answer, Exchange, Request, Stop, Tools};
 use crate::cluster::Instance;
+use crate::cluster::breaker::now_ms;
 use crate::error::{Error, Kind, Stage};
 use crate::log;
-use crate::metrics::{Counter, Failure, Grant as Outcome, InstanceCounter};
+use crate::metrics::{Counter, Failure, Grant as Outcome};
 
 pub struct Grant {
     params: Vec<u8>,
@@ -44,9 +45,7 @@ impl Grant {
                 Ok(None)
             }
             Some(params) if params.first() != Some(&b'{') || !is_text(params) => {
-                x.avoid.borrow_mut().push(answer.instance.index);
-                let failures = InstanceCounter::failures(Failure::BadResponse);
-                answer.instance.metrics.inc(&x.tools.metrics, failures);
+                x.count_failure(&answer.instance, Failure::BadResponse);
                 let what = format!("{key} in its answer is no JSON object");
                 let error = Error::new(Kind::BadResponse, Stage::Prefill, what);
                 Err(Stop::Again(error.at(&answer.instance.name)))
@@ -70,6 +69,11 @@ impl Grant {
     /// Changes how its params say something; they stay those of this grant.
     pub fn rephrase(&mut self, with: impl FnOnce(&[u8]) -> Vec<u8>) {
         self.params = with(&self.params);
+    }
+
+    /// Has P been seen to go since it granted? Then a D that fails may have failed for want of the blocks.
+    pub fn prefill_is_gone(&self) -> bool {
+        self.prefill.starts() != self.prefill_starts || !self.prefill.in_standing(now_ms())
     }
 
     /// A byte is about to be handed to a D.

@@ -265,10 +265,7 @@ impl Exchange {
     /// choice if that happens too often.
     pub fn charge_failure(&self, picked: &Picked, failure: Failure) {
         let instance = picked.instance();
-        self.avoid.borrow_mut().push(instance.index);
-        instance
-            .metrics
-            .inc(&self.tools.metrics, InstanceCounter::failures(failure));
+        self.count_failure(instance, failure);
         let jitter = self.tools.rng.unit();
         if instance.breaker.failed(now_ms(), jitter, picked.trial) {
             self.left_out(
@@ -276,6 +273,15 @@ impl Exchange {
                 format!("keeps failing (last: {})", failure.name()),
             );
         }
+    }
+
+    /// This instance failed this request, for all we know through no fault of its own: it is passed over in further
+    /// tries, and no breaker hears of it.
+    pub fn count_failure(&self, instance: &Instance, failure: Failure) {
+        self.avoid.borrow_mut().push(instance.index);
+        instance
+            .metrics
+            .inc(&self.tools.metrics, InstanceCounter::failures(failure));
     }
 
     fn left_out(&self, instance: &Instance, why: String) {

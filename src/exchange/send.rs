@@ -396,7 +396,11 @@ impl Exchange {
     ) -> Result<Opened, (Picked, Failed)> {
         self.touch(&picked);
         if head.status >= 500 && !leg.unsure {
-            self.charge_failure(&picked, Failure::Status5xx);
+            // A P that dies under load would else take the Ds with it that were fetching from it.
+            match leg.grant.as_ref().is_some_and(Grant::prefill_is_gone) {
+                true => self.count_failure(picked.instance(), Failure::Status5xx),
+                false => self.charge_failure(&picked, Failure::Status5xx),
+            }
         } else {
             self.reached(&picked);
             if self.listed(head.status) {

@@ -1,5 +1,6 @@
 //! What happens when engines fail, seen from the client, the engines and the operator's pages.
 
+mod a_dead_prefill_never_ejects_its_decodes;
 mod broken_prefill_answers_never_reach_decode;
 mod dead_instances_never_cost_a_request;
 mod deadlines_never_pass_unnoticed;
