@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use crate::config::quantity::parse_cpus;
+pub use crate::config::quantity::{parse_cpus, parse_duration};
 
 use crate::config::LogLevel;
 use crate::config::load::{self, Env, Known, Loaded, Overrides, Problem, Problems, Source};
@@ -118,6 +119,12 @@ pub struct ServeArgs {
     /// Run only on the CPUs of this NUMA node
     #[arg(long, value_name = "NODE")]
     pub numa: Option<usize>,
+    /// Wake each shard at most once in this time, such as 300us: less CPU per token, up to as much later [default: off]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub batch_window: Option<Duration>,
+    /// Keep looking for so long, such as 1ms, before a shard waits: sooner, but it takes the core [default: off]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub busy_poll: Option<Duration>,
     /// Protocol between the stages [default: sequential; aggregated if only such instances are given]
     #[arg(long, value_name = "NAME")]
     pub handshake: Option<String>,
@@ -195,6 +202,8 @@ impl ServeArgs {
             shards,
             cpus,
             numa,
+            batch_window,
+            busy_poll,
             handshake,
             prefill,
             decode,
@@ -214,6 +223,8 @@ impl ServeArgs {
             shards,
             cpus,
             numa,
+            batch_window,
+            busy_poll,
             ..Overrides::default()
         }
     }

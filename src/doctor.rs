@@ -354,7 +354,7 @@ fn try_shards(plan: &[Option<usize>]) -> Vec<Shard> {
     let one = |cpu: Option<usize>| {
         let built = move || {
             let pinned = cpu.is_none_or(cores::pin);
-            let built = runtime::build();
+            let built = runtime::build(false);
             let driver = built.as_ref().map(|b| b.driver);
             let why = built
                 .as_ref()

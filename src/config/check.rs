@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::cores;
 use super::epd::Consumer;
 use super::load::Known;
 use super::quantity::{show_bytes, show_duration};
 use super::reader::{Report, suggest};
 use super::schema::is_of_models;
-use super::{
-    Address, Config, Cores, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache, ports,
-};
+use super::{Address, Config, FirstTokenSource, Limits, Role, Surface, Timeouts, lmcache, ports};
 
 /// The old proxy's names of policies that we call otherwise: its users find them in the message, too.
 const POLICY_ALIASES: [(&str, &str); 2] = [
@@ -125,7 +124,7 @@ pub(super) fn check(config: &Config, places: &[String], known: &Known, report: &
     check_side_ports(config, places, report);
     check_addresses(config, places, report);
     ports::check(config, places, report);
-    check_cores(&config.cores, report);
+    cores::check(&config.cores, report);
     check_pairs(config, report);
     check_sidecar(config, report);
     check_epd(config, places, known, report);
@@ -407,40 +406,6 @@ fn check_sidecar(config: &Config, report: &mut Report) {
     }
 }
 
-fn check_cores(cores: &Cores, report: &mut Report) {
-    let Some(cpus) = &cores.cpus else { return };
-    if cpus.is_empty() {
-        report.problem("cpus", "cpus is an empty list", "remove it, or name a CPU");
-    }
-    let mut seen = Vec::new();
-    for cpu in cpus {
-        if seen.contains(cpu) {
-            report.problem(
-                "cpus",
-                format!("CPU {cpu} is listed twice"),
-                "one shard per CPU",
-            );
-            break;
-        }
-        seen.push(*cpu);
-    }
-    if let Some(shards) = cores.shards.filter(|shards| *shards != cpus.len()) {
-        let message = format!("shards is {shards}, but cpus lists {}", cpus.len());
-        report.problem(
-            "shards",
-            message,
-            "remove one of them: cpus implies the number of shards",
-        );
-    }
-    if cores.numa.is_some() {
-        report.problem(
-            "numa",
-            "numa and cpus both choose the CPUs",
-            "remove one of them",
-        );
-    }
-}
-
 fn check_multiturn(config: &Config, report: &mut Report) {
     if !super::epd::runs(config, MULTITURN) {
         if config.multiturn != super::Multiturn::default() {
@@ -636,7 +601,7 @@ pub fn print(config: &Config) -> String {
     for (model, policy) in &config.models.schedulers {
         line("scheduler", &format!("{policy} for model {model}"));
     }
-    line("shards", &shards(&config.cores));
+    line("shards", &cores::shown(&config.cores));
     let default = Config::default();
     line(
         "limits",
@@ -691,24 +656,6 @@ fn differing(now: &Shown, usual: &Shown) -> String {
         "defaults".into()
     } else {
         differing.join(", ")
-    }
-}
-
-fn shards(cores: &Cores) -> String {
-    let list = |cpus: &[usize]| {
-        cpus.iter()
-            .map(usize::to_string)
-            .collect::<Vec<_>>()
-            .join(",")
-    };
-    let number = match cores.shards {
-        Some(number) => number.to_string(),
-        None => "one per physical core".into(),
-    };
-    match (&cores.cpus, cores.numa) {
-        (Some(cpus), _) => format!("{} on CPUs {}", cpus.len(), list(cpus)),
-        (None, Some(node)) => format!("{number} on NUMA node {node}"),
-        (None, None) => number,
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::reader::{At, Place, Report, put};
 use super::schema::{self, Draft};
 use super::yaml::{self, Value};
 use super::{
-    Address, Config, Cores, FirstTokenSource, InstanceConfig, LogLevel, Role, Secret, Surface,
-    check,
+    Address, Config, FirstTokenSource, InstanceConfig, LogLevel, Role, Secret, Surface, check,
 };
 
 /// The names that upper floors answer to; this floor cannot ask them.
@@ -128,6 +128,8 @@ pub struct Overrides {
     pub shards: Option<usize>,
     pub cpus: Option<Vec<usize>>,
     pub numa: Option<usize>,
+    pub batch_window: Option<Duration>,
+    pub busy_poll: Option<Duration>,
 }
 
 /// Looks up an environment variable: [`std_env`], or a test's own.
@@ -323,10 +325,8 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
         shards, cpus, numa, ..
     } = overrides;
     if cpus.is_some() {
-        config.cores = Cores {
-            steer_by_cpu: config.cores.steer_by_cpu,
-            ..Cores::default()
-        };
+        config.cores.shards = None;
+        config.cores.numa = None;
     } else if shards.is_some() || numa.is_some() {
         config.cores.cpus = None;
     }
@@ -337,6 +337,25 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
     if numa.is_some() {
         flag(report, "numa", "numa");
         config.cores.numa = *numa;
+    }
+    for (key, name, value, given) in [
+        (
+            "batch_window",
+            "batch-window",
+            &mut config.cores.batch_window,
+            overrides.batch_window,
+        ),
+        (
+            "busy_poll",
+            "busy-poll",
+            &mut config.cores.busy_poll,
+            overrides.busy_poll,
+        ),
+    ] {
+        if let Some(time) = given {
+            flag(report, key, name);
+            *value = time;
+        }
     }
     if let Some(shards) = *shards {
         flag(report, "shards", "shards");

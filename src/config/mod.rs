@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod check;
+mod cores;
 pub mod epd;
 pub mod legacy;
 pub mod lmcache;
@@ -340,6 +341,10 @@ pub struct Cores {
     pub numa: Option<usize>,
     /// Connections are accepted by the shard of the CPU on which their packets arrive.
     pub steer_by_cpu: bool,
+    /// A shard wakes at most once in this time, if it can help it. Zero: no such limit.
+    pub batch_window: Duration,
+    /// A shard looks for more, without waiting, for so long after bytes moved. Zero: it waits at once.
+    pub busy_poll: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -255,6 +255,8 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         cpus,
         numa,
         steer_by_cpu,
+        batch_window,
+        busy_poll,
     } = cores;
     page.key(
         "shards",
@@ -269,6 +271,9 @@ pub fn yaml(config: &Config, notes: &[Note]) -> String {
         numa.is_some(),
     );
     page.key("steer_by_cpu", &steer_by_cpu.to_string(), *steer_by_cpu);
+    for (key, time) in [("batch_window", batch_window), ("busy_poll", busy_poll)] {
+        page.key(key, &show_duration(*time), !time.is_zero());
+    }
     let paths: Vec<String> = forward.iter().map(|path| quoted(path)).collect();
     page.key(
         "forward",

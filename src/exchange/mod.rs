@@ -40,6 +40,7 @@ use crate::config::{Config, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
+use crate::net::pace::Pace;
 use crate::net::pool::Pool;
 use crate::net::runtime::Driver;
 use crate::net::sweep::{Fired, SWEEP_EVERY, Slot, Sweep, Wait};
@@ -65,6 +66,7 @@ pub struct Tools {
     pub pool: Rc<Pool>,
     pub view: Rc<LoadView>,
     pub sweep: Rc<Sweep>,
+    pub pace: Pace,
     pub metrics: Rc<ShardMetrics>,
     pub rng: Rng,
     /// To the Redis that proxies share, if there is one; made by the first who wants it.

@@ -444,6 +444,7 @@ impl Reply {
             let (written, back) = self.write(buf).await;
             buf = back;
             self.chunks += 1;
+            self.tools.pace.relayed();
             if written.is_err() {
                 break Err(self.client_lost(x, relay));
             }

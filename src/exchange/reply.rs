@@ -83,6 +83,7 @@ impl Reply {
             let length = bytes.len() as u64;
             let (result, back) = self.client.write_all(bytes).await;
             self.slot.disarm();
+            self.tools.pace.stirred();
             if result.is_ok() {
                 self.bytes_out += length;
             } else {

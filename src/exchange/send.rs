@@ -360,6 +360,7 @@ impl Exchange {
             handed.set(true);
         }
         let sent = self.write_leg(&lease, &picked, leg).await;
+        self.tools.pace.stirred();
         let began = Instant::now();
         // An engine may refuse a body before it has read it all: then the answer is still there to read.
         let read = self.read_head(&lease, leg).await;

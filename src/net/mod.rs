@@ -21,6 +21,7 @@ pub mod buffer;
 pub mod inbox;
 pub mod limit;
 pub mod listen;
+pub mod pace;
 pub mod pool;
 pub mod redis;
 pub mod runtime;

@@ -51,7 +51,10 @@ pub struct Built {
 }
 
 /// Climbs down until a rung holds. `MONOIO_FORCE_LEGACY_DRIVER=1` starts at epoll.
-pub fn build() -> io::Result<Built> {
+///
+/// A shard that `polls` looks for completions without waiting for one, and with DEFER_TASKRUN there are none before
+/// somebody waits.
+pub fn build(polls: bool) -> io::Result<Built> {
     if forced_legacy() {
         let why = "MONOIO_FORCE_LEGACY_DRIVER is set".to_owned();
         return Ok(Built {
@@ -61,7 +64,11 @@ pub fn build() -> io::Result<Built> {
         });
     }
     let mut why = String::new();
-    for driver in [Driver::Deferred, Driver::Ring] {
+    let rungs: &[Driver] = match polls {
+        true => &[Driver::Ring],
+        false => &[Driver::Deferred, Driver::Ring],
+    };
+    for &driver in rungs {
         match ring(driver) {
             Ok(runtime) => {
                 return Ok(Built {

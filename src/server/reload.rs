@@ -59,7 +59,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("tls", old.tls == new.tls),
         ("upstream_tls", old.upstream_tls == new.upstream_tls),
         ("lmcache", old.lmcache == new.lmcache),
-        ("shards, cpus, numa or steer_by_cpu", old.cores == new.cores),
+        (
+            "shards, cpus, numa, steer_by_cpu, batch_window or busy_poll",
+            old.cores == new.cores,
+        ),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),
         ("log_level", old.log_level == new.log_level),

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::load::LoadView;
-use crate::config::Surface;
+use crate::config::{Cores, Surface};
 use crate::error::{Error, Kind, Stage};
 use crate::exchange::budget::Budget;
 use crate::exchange::notice::Waiters;
@@ -26,6 +26,7 @@ use crate::log;
 use crate::metrics::{Counter, Gauge};
 use crate::net::buffer::Buffers;
 use crate::net::listen;
+use crate::net::pace::{Manner, Pace};
 use crate::net::pool::Pool;
 use crate::net::runtime::{self, Driver};
 use crate::net::stream::{Stream, shutdown_now};
@@ -93,7 +94,8 @@ enum Render {
 fn run(start: Start) {
     // Pin first: the ring and all memory touched from here on are then local to this core.
     let pinned = start.cpu.is_none_or(cores::pin);
-    let built = match runtime::build() {
+    let manner = manner(&start.shared.config.get().cores);
+    let built = match runtime::build(matches!(manner, Manner::BusyPoll(_))) {
         Ok(built) => built,
         Err(error) => {
             let _ = start
@@ -106,6 +108,14 @@ fn run(start: Start) {
     let line = describe(&start, &built.driver, &built.why, pinned);
     let mut runtime = built.runtime;
     runtime.block_on(serve(start, built.driver, line));
+}
+
+fn manner(cores: &Cores) -> Manner {
+    match (cores.batch_window, cores.busy_poll) {
+        (Duration::ZERO, Duration::ZERO) => Manner::Wait,
+        (Duration::ZERO, limit) => Manner::BusyPoll(limit),
+        (window, _) => Manner::Window(window),
+    }
 }
 
 fn describe(start: &Start, driver: &Driver, why: &str, pinned: bool) -> String {
@@ -146,12 +156,15 @@ async fn serve(start: Start, driver: Driver, line: String) {
     }
     monoio::spawn(release::run(shard.tools.clone()));
     monoio::spawn(sweep(shard.clone()));
+    let restless = shard.clone();
+    monoio::spawn(async move { restless.tools.pace.keep_awake().await });
     monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
     poll_fn(|cx| {
         if shard.stop.get() {
             return Poll::Ready(());
         }
         *shard.stop_waker.borrow_mut() = Some(cx.waker().clone());
+        shard.tools.pace.turn(cx);
         Poll::Pending
     })
     .await;
@@ -174,6 +187,7 @@ fn new_shard(
         pool: Pool::new(config.limits.idle_per_instance_max, idle_ms),
         view: LoadView::new(config.scheduling.load_view_max_age),
         sweep: Rc::new(Sweep::default()),
+        pace: Pace::new(manner(&config.cores)),
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
         redis: std::cell::OnceCell::new(),

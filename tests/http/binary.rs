@@ -133,6 +133,19 @@ impl Process {
         list.expect("a process").count()
     }
 
+    /// What its threads have spent on the CPU, all together.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("a process");
+        // What follows the name, which may have spaces in it: utime and stime are the 14th and 15th of all.
+        let (_, fields) = stat.rsplit_once(") ").expect("its name");
+        let ticks = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks.map(|n| n.parse::<u64>().expect("ticks")).sum();
+        // SAFETY: it reads a constant.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+        Duration::from_millis(ticks * 1000 / per_second)
+    }
+
     /// SIGTERM; true if it drained and left as a program that a signal ended.
     pub fn end(mut self) -> bool {
         // SAFETY: our own child, not yet waited for.

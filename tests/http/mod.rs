@@ -12,6 +12,7 @@ mod hostile_answers_never_reach_a_client;
 mod hostile_sizes_never_stop_the_proxy;
 mod mutations_never_confuse_an_engine;
 mod never_crossed;
+mod paced_shards_never_fall_asleep;
 mod pipelined_requests_never_swap_answers;
 mod slow_clients_never_hold_a_place;
 mod smuggled_requests_never_reach_an_engine;

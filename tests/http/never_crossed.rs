@@ -3,7 +3,7 @@
 //! the simulator's text names the prompt it belongs to, so a foreign byte is seen wherever it turns up.
 //!
 //! In every driver mode: what this machine gives, a ring without DEFER_TASKRUN, epoll by choice, and epoll
-//! because a seccomp filter forbids io_uring.
+//! because a seccomp filter forbids io_uring; and with each way of pacing the shards.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -346,13 +346,18 @@ fn in_this_process() {
 }
 
 fn as_a_process(mode: &str, denied: Denied, environment: &[(&str, &str)], line: &str) {
+    with_more(mode, denied, environment, line, "");
+}
+
+fn with_more(mode: &str, denied: Denied, environment: &[(&str, &str)], line: &str, more: &str) {
     let sim = sim();
     let [p, d] = sim.addresses() else { panic!() };
     let config = format!(
         "handshake: nixl\nhost: 127.0.0.1\nshards: 2\nprefill: [{p}]\ndecode: [{d}]\n\
          limits: {{idle_per_instance_max: 4}}\nhealth_check: {{enabled: false}}\n\
          retry: {{initial_backoff: 1ms}}\n\
-         timeouts: {{pool_idle: 50ms, connect: 10s, prefill: 800ms, decode_head: 800ms, between_chunks: 800ms}}\n"
+         timeouts: {{pool_idle: 50ms, connect: 10s, prefill: 800ms, decode_head: 800ms, between_chunks: 800ms}}\n\
+         {more}"
     );
     let Some(process) = Process::start(&config, denied, environment) else {
         println!("{mode}: this machine does not let a test deny it");
@@ -393,4 +398,18 @@ fn with_io_uring_forbidden() {
 fn with_a_ring_of_an_older_kernel() {
     let said = "io_uring (io_uring+defer_taskrun: Invalid argument (os error 22))";
     as_a_process("plain ring", Denied::DeferredRings, &[], said);
+}
+
+#[test]
+fn with_a_batch_window() {
+    let (said, more) = ("listens", "batch_window: 500us\n");
+    with_more("batch window", Denied::Nothing, &[], said, more);
+}
+
+#[test]
+fn with_busy_polling() {
+    let (said, more) = ("listens", "busy_poll: 2ms\n");
+    with_more("busy poll", Denied::Nothing, &[], said, more);
+    let forced = [("MONOIO_FORCE_LEGACY_DRIVER", "1")];
+    with_more("busy poll, epoll", Denied::Nothing, &forced, "epoll", more);
 }

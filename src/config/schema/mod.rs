@@ -91,6 +91,8 @@ pub static TOP: Section<Draft> = Section {
         "cpus" => |d, at| d.config.cores.cpus = read_cpus(at),
         "numa" => |d, at| if !at.is_null() { d.config.cores.numa = at.integer(0..=1023) },
         "steer_by_cpu" => |d, at| put(&mut d.config.cores.steer_by_cpu, at.boolean()),
+        "batch_window" => |d, at| put(&mut d.config.cores.batch_window, at.duration_or_zero()),
+        "busy_poll" => |d, at| put(&mut d.config.cores.busy_poll, at.duration_or_zero()),
         "sidecar" => |d, at| sidecar::read(&mut d.config, at),
         "tls" => |d, at| sidecar::read_tls(&mut d.config, at),
         "upstream_tls" => |d, at| sidecar::read_upstream_tls(&mut d.config, at),

@@ -114,6 +114,18 @@ fn cores_that_contradict() {
     assert!(bad("cpus: [0, 1, 0]").contains("CPU 0 is listed twice"));
     assert!(bad("cpus: []").contains("cpus is an empty list"));
     assert!(bad("cpus: 0-3\nnuma: 0").contains("numa and cpus both choose the CPUs"));
+    let paces = bad("batch_window: 300us\nbusy_poll: 1ms");
+    assert!(
+        paces.contains("batch_window has a shard rest, busy_poll has it never rest"),
+        "{paces}"
+    );
+    let long = bad("batch_window: 1s");
+    assert!(
+        long.contains("batch_window is 1s") && long.contains("at most 10ms"),
+        "{long}"
+    );
+    let cores = good("batch_window: 300us\nbusy_poll: 0").cores;
+    assert_eq!(cores.batch_window, Duration::from_micros(300));
 }
 
 #[test]
