@@ -63,10 +63,9 @@ pub fn build(polls: bool) -> io::Result<Built> {
             why,
         });
     }
-    let mut why = String::new();
-    let rungs: &[Driver] = match polls {
-        true => &[Driver::Ring],
-        false => &[Driver::Deferred, Driver::Ring],
+    let (mut why, rungs): (String, &[Driver]) = match polls {
+        true => ("busy_poll".into(), &[Driver::Ring]),
+        false => (String::new(), &[Driver::Deferred, Driver::Ring]),
     };
     for &driver in rungs {
         match ring(driver) {

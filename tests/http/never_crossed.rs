@@ -408,7 +408,7 @@ fn with_a_batch_window() {
 
 #[test]
 fn with_busy_polling() {
-    let (said, more) = ("listens", "busy_poll: 2ms\n");
+    let (said, more) = ("io_uring (busy_poll)", "busy_poll: 2ms\n");
     with_more("busy poll", Denied::Nothing, &[], said, more);
     let forced = [("MONOIO_FORCE_LEGACY_DRIVER", "1")];
     with_more("busy poll, epoll", Denied::Nothing, &forced, "epoll", more);

@@ -149,7 +149,7 @@ class Run:
         for kind in self.kinds:
             if kind in (peer.Direct, peer.TwoShards, peer.TwoNginx, peer.TwoHaproxy) or self.late():
                 continue
-            engines, found = self.start(["--decode-tick-ms", 3_600_000], [kind], apart=True)
+            engines, found = self.start(["--stall-after", 1], [kind], apart=True)
             time.sleep(1)
             row = load.idle(self.lab, found[0], most if not kind.slow else min(most, 400))
             self.result["idle"].append({"peer": kind.name, **row})

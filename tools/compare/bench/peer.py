@@ -103,7 +103,7 @@ class Peer:
             try:
                 link.request("POST", "/v1/completions", body, {"content-type": "application/json", "connection": "close"})
                 answer = link.getresponse()
-                # The head is enough: an engine's next token may be an hour away.
+                # The head is enough: the engine may fall silent after the first token.
                 if answer.status == 200:
                     return
                 last = f"{answer.status} {answer.read()[:200]}"

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 
 use crate::dummy::{Dummy, args};
-use crate::{EcMode, EngineOptions, FaultPlan, KvMode, LmcacheOptions, Options, Role, Sim, Timing};
+use crate::{
+    EcMode, EngineOptions, Fault, FaultPlan, KvMode, LmcacheOptions, Options, Role, Sim, Timing,
+};
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Ec {
@@ -84,6 +86,9 @@ struct Cli {
     /// Sequences tick in their own phase instead of lockstep
     #[arg(long)]
     stagger: bool,
+    /// Decode engines fall silent after so many pieces of each answer
+    #[arg(long, value_name = "PIECES")]
+    stall_after: Option<u32>,
     /// How KV gets from prefill to decode engines
     #[arg(long, value_enum, default_value = "nixl")]
     kv: Kv,
@@ -202,8 +207,11 @@ impl Cli {
             fetch_delay: Duration::from_secs_f64(self.fetch_ms / 1e3),
             first_contact_delay: Duration::from_secs_f64(self.first_contact_ms / 1e3),
             bidirectional: self.bidirectional,
-            faults: match self.fault_rate {
-                rate if rate > 0.0 => FaultPlan::mixed(rate),
+            faults: match (self.stall_after, self.fault_rate) {
+                (Some(after_chunks), _) if role == Role::Decode => FaultPlan {
+                    rates: vec![(Fault::Stall { after_chunks }, 1.0)],
+                },
+                (_, rate) if rate > 0.0 => FaultPlan::mixed(rate),
                 _ => FaultPlan::default(),
             },
             ..EngineOptions::new(role)
