@@ -70,8 +70,12 @@ impl Pace {
     /// Bytes have gone to a client or an engine: there may soon be more to do.
     pub fn stirred(&self) {
         if let Manner::BusyPoll(_) = self.manner {
-            self.since.set(Instant::now());
-            self.polling.set(true);
+            let now = Instant::now();
+            self.since.set(now);
+            if !self.polling.replace(true) {
+                // It has just waited, and so seen its timers; and the one that keeps the next wait short is yet to be.
+                self.saw_timers.set(now);
+            }
             wake(&self.main);
         }
     }

@@ -64,23 +64,31 @@ fn a_shard_that_polls_still_sees_its_deadlines() {
 }
 
 #[test]
-fn polling_ends_when_nothing_moves() {
+fn polling_goes_on_for_its_time_and_no_longer() {
     let rig = rig(|_| {});
     let [p, d] = rig.sim.addresses() else {
         panic!()
     };
-    let config = format!(
-        "handshake: nixl\nhost: 127.0.0.1\nshards: 1\nprefill: [{p}]\ndecode: [{d}]\nbusy_poll: 20ms\n\
-         health_check: {{enabled: false}}\n"
-    );
-    let process = Process::start(&config, Denied::Nothing, &[]).expect("nothing is denied");
-    let body = completion("x", r#","stream":true,"max_tokens":20"#);
-    let response = Client::connect(process.address).post("/v1/completions", &body);
-    assert_eq!(response.status, 200);
-    eventually("it is at rest", || {
+    let process = |time: &str| {
+        let config = format!(
+            "handshake: nixl\nhost: 127.0.0.1\nshards: 1\nprefill: [{p}]\ndecode: [{d}]\nbusy_poll: {time}\n\
+             health_check: {{enabled: false}}\n"
+        );
+        let process = Process::start(&config, Denied::Nothing, &[]).expect("nothing is denied");
+        let body = completion("x", r#","stream":true,"max_tokens":20"#);
+        let response = Client::connect(process.address).post("/v1/completions", &body);
+        assert_eq!(response.status, 200);
+        process
+    };
+    let spent = |process: &Process| {
         let before = process.cpu_time();
         std::thread::sleep(ms(500));
-        process.cpu_time() - before <= ms(100)
-    });
-    assert!(process.end(), "it did not end well");
+        process.cpu_time() - before
+    };
+    let busy = process("1h");
+    eventually("it looks again and again", || spent(&busy) >= ms(100));
+    assert!(busy.end(), "it did not end well");
+    let short = process("20ms");
+    eventually("it is at rest", || spent(&short) <= ms(50));
+    assert!(short.end(), "it did not end well");
 }
