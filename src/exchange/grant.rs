@@ -24,6 +24,8 @@ pub struct Grant {
     pub prefill: Arc<Instance>,
     /// Its starts ([`Instance::starts`]) when it granted them.
     pub prefill_starts: u64,
+    /// It was in standing then. (One that is not is asked if there is no other, and may well serve.)
+    prefill_stood: bool,
     request: Rc<Request>,
     tools: Rc<Tools>,
 }
@@ -55,6 +57,7 @@ impl Grant {
                 spent: Cell::new(false),
                 prefill: answer.instance.clone(),
                 prefill_starts: answer.instance.starts(),
+                prefill_stood: answer.instance.in_standing(now_ms()),
                 request: x.request(),
                 tools: x.tools.clone(),
             })),
@@ -73,7 +76,8 @@ impl Grant {
 
     /// Has P been seen to go since it granted? Then a D that fails may have failed for want of the blocks.
     pub fn prefill_is_gone(&self) -> bool {
-        self.prefill.starts() != self.prefill_starts || !self.prefill.in_standing(now_ms())
+        let fell = self.prefill_stood && !self.prefill.in_standing(now_ms());
+        fell || self.prefill.starts() != self.prefill_starts
     }
 
     /// A byte is about to be handed to a D.

@@ -1,8 +1,10 @@
 //! Looking at how an answer begins before the client gets any of it.
 
+use std::ops::Range;
+
 use crate::error::{Kind, Stage};
 use crate::metrics::Failure;
-use crate::net::buffer::SMALL;
+use crate::net::buffer::{CHUNK, SMALL};
 use crate::net::sweep::{OnGone, Wait};
 use crate::wire::chunk::ChunkScan;
 use crate::wire::head::Framing;
@@ -39,7 +41,9 @@ impl Exchange {
             let wait = self.config.timeouts.between_chunks;
             self.slot.arm(Wait::BetweenChunks, wait);
             let mut bytes = std::mem::take(&mut opened.bytes);
-            bytes.reserve(SMALL.max(bytes.len()));
+            if bytes.capacity() - bytes.len() < CHUNK {
+                bytes.reserve(SMALL.max(bytes.len()));
+            }
             let (result, back) = opened.lease.stream.read(bytes).await;
             opened.bytes = back;
             self.touch(&opened.picked);
@@ -51,7 +55,9 @@ impl Exchange {
             }
             match result {
                 Ok(1..) => {}
-                Ok(_) if opened.framing == Framing::Close => ended = true,
+                Ok(_) if opened.framing == Framing::Close && self.slot.fired().is_none() => {
+                    ended = true;
+                }
                 _ => break Err((Kind::Reset, "its answer was cut short")),
             }
         };
@@ -61,7 +67,15 @@ impl Exchange {
             if let Some(error) = self.ended_at(&opened.picked, Stage::DecodeHead) {
                 return Stop::Error(error);
             }
-            self.charge_failure(&opened.picked, Failure::Reset);
+            match kind {
+                Kind::AnswerTooLarge => {
+                    // Another instance would say as much: counted, but not held against this one.
+                    self.count_failure(opened.picked.instance(), Failure::BadResponse);
+                    return Stop::Error(opened.failed(kind, what));
+                }
+                Kind::BadResponse => self.charge_failure(&opened.picked, Failure::BadResponse),
+                _ => self.charge_failure(&opened.picked, Failure::Reset),
+            }
             Stop::Again(opened.failed(kind, what))
         })
     }
@@ -70,9 +84,17 @@ impl Exchange {
     /// the KV. If it cannot get it (P died meanwhile), what follows that 200 is one `error` event and a clean end,
     /// which a client would have to take for its answer: as long as the client has nothing, others can do better.
     pub(super) async fn begun_well(&self, opened: &mut Opened) -> Result<(), Stop> {
-        let payload = self.hold(opened, 1).await?;
-        let event = &payload[..sse::event_end(&payload, 0).unwrap_or(payload.len())];
-        let error = sse::data_of(event).and_then(|data| json::value(&event[data], "error", 64));
+        // Comments, and whatever else says nothing, may come first.
+        let mut events = 1;
+        let (payload, data) = loop {
+            let payload = self.hold(opened, events).await?;
+            match first_data(&payload) {
+                Some(data) => break (payload, data),
+                None if events == SILENT_MAX || !holds(&payload, events) => return Ok(()),
+                None => events += 1,
+            }
+        };
+        let error = json::value(&payload[data], "error", 64);
         let Some(error) = error.filter(|raw| *raw != b"null") else {
             return Ok(());
         };
@@ -139,6 +161,22 @@ impl Exchange {
         }
         Ok(status)
     }
+}
+
+/// So many events without data may come before it; what comes after more is not looked at.
+const SILENT_MAX: usize = 4;
+
+/// Where the data of the first event is that has some.
+fn first_data(payload: &[u8]) -> Option<Range<usize>> {
+    let mut at = 0;
+    while at < payload.len() {
+        let end = sse::event_end(payload, at).unwrap_or(payload.len());
+        if let Some(data) = sse::data_of(&payload[at..end]) {
+            return Some(at + data.start..at + data.end);
+        }
+        at = end;
+    }
+    None
 }
 
 /// So much of an engine's own words goes into ours.

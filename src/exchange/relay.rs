@@ -441,10 +441,12 @@ impl Reply {
                     break Err(Box::pin(self.broken(x, opened, relay, kind, why, what)).await);
                 }
             }
+            if relay.edge.is_some() {
+                self.tools.pace.relaying();
+            }
             let (written, back) = self.write(buf).await;
             buf = back;
             self.chunks += 1;
-            self.tools.pace.relayed();
             if written.is_err() {
                 break Err(self.client_lost(x, relay));
             }

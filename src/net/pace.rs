@@ -2,9 +2,10 @@
 //! Two other ways, for whoever knows his machine and his load:
 //!
 //! * *Batch window.* Tokens of many engines come one by one, and each wakes the shard: it runs, sends one chunk, and
-//!   waits again. With a window it wakes at most once in that time: after a turn that has sent something it
-//!   rests until the window since its last rest is over, and finds all that came meanwhile. A shard that is busy
-//!   for longer than the window in any case, or is woken less often, never rests.
+//!   waits again. With a window it wakes at most once in that time: after a turn that has relayed something it
+//!   rests until the window since its last rest is over, and finds all that came meanwhile. Whatever else comes while
+//!   it rests waits as well. A shard that is busy for longer than the window in any case, or is woken less often,
+//!   never rests.
 //! * *Busy poll.* For so long after the last byte to a client or an engine it does not wait at all but looks again
 //!   and again, so that no wake-up stands between a packet and its relay. It takes the whole core meanwhile.
 //!
@@ -35,6 +36,8 @@ pub struct Pace {
     main: RefCell<Option<Waker>>,
     /// Has the loop go round once more instead of waiting.
     restless: RefCell<Option<Waker>>,
+    /// Window: there may be writes that no ring has been told of.
+    unsent: Cell<bool>,
     /// Window: when the last rest was over. Busy poll: when a byte last moved.
     since: Cell<Instant>,
     polling: Cell<bool>,
@@ -53,16 +56,18 @@ impl Pace {
             manner,
             main: RefCell::default(),
             restless: RefCell::default(),
+            unsent: Cell::new(false),
             since: Cell::new(now),
             polling: Cell::new(false),
             saw_timers: Cell::new(now),
         }
     }
 
-    /// One piece of a stream has been sent: the moment to rest. (Not after a question to an engine, or a whole answer: of
-    /// those a client waits for one after the other, and each would be late.)
-    pub fn relayed(&self) {
+    /// One piece of a stream of events is about to be sent: once it is, there may be a rest. (Not after a question to an
+    /// engine, or a piece of a whole answer: of those a client waits for one after the other, and each would be late.)
+    pub fn relaying(&self) {
         if let Manner::Window(_) = self.manner {
+            self.unsent.set(true);
             wake(&self.main);
         }
     }
@@ -85,8 +90,10 @@ impl Pace {
         remember(&self.main, cx);
         match self.manner {
             Manner::Wait => {}
+            // The loop submits when it goes round, and only then: a ring would get the writes after the rest.
+            Manner::Window(_) if self.unsent.replace(false) => wake(&self.restless),
             Manner::Window(window) => {
-                // The reads that will follow are not submitted yet. They are after this, when some of them have
+                // The reads that follow those writes are not submitted yet. They are after this, when some of them have
                 // something to read: those need no wake-up of their own.
                 std::thread::sleep(window.saturating_sub(self.since.get().elapsed()));
                 self.since.set(Instant::now());
@@ -106,29 +113,33 @@ impl Pace {
         }
     }
 
-    /// The task of a shard that polls: as long as it has something to do, the loop goes on.
+    /// A task that has nothing to do but to be there: as long as one waits to be run, the loop goes on.
     pub async fn keep_awake(&self) {
-        if !matches!(self.manner, Manner::BusyPoll(_)) {
+        if self.manner == Manner::Wait {
             return;
         }
         let mut overdue: Option<Pin<Box<monoio::time::Sleep>>> = None;
         poll_fn(|cx| {
             remember(&self.restless, cx);
-            if !self.polling.get() {
+            if self.polling.get() {
+                due(&mut overdue, cx);
+            } else {
                 overdue = None;
-                return Poll::Pending;
             }
-            loop {
-                let sleep = || Box::pin(monoio::time::sleep(OVERDUE_BY_THEN));
-                match overdue.get_or_insert_with(sleep).as_mut().poll(cx) {
-                    Poll::Ready(()) => overdue = None,
-                    Poll::Pending => break,
-                }
+            if self.polling.get() || matches!(self.manner, Manner::Window(_)) {
+                wake(&self.main);
             }
-            wake(&self.main);
             Poll::Pending
         })
         .await
+    }
+}
+
+/// Has a timer run that is over soon.
+fn due(timer: &mut Option<Pin<Box<monoio::time::Sleep>>>, cx: &mut Context<'_>) {
+    let sleep = || Box::pin(monoio::time::sleep(OVERDUE_BY_THEN));
+    while timer.get_or_insert_with(sleep).as_mut().poll(cx).is_ready() {
+        *timer = None;
     }
 }
 

@@ -16,9 +16,22 @@ const LOST: &str =
 /// More than any breaker lets pass.
 const MANY: usize = 24;
 
-/// Ejections of D once `MANY` of its answers were 500, all of which it gave after P had died, or had not.
-fn ejections_of_d(p_dies: bool) -> usize {
-    let p = Scripted::start(|_, _| Say::Close(answer("200 OK", GRANTED)));
+#[derive(Clone, Copy, PartialEq)]
+enum P {
+    Lives,
+    /// Before D answers.
+    Dies,
+    /// It has failed so often that it is left out of choice; but it is the only one, and well again.
+    WasEjected,
+}
+
+/// Ejections of D once `MANY` of its answers were 500.
+fn ejections_of_d(fate: P) -> usize {
+    let fails = if fate == P::WasEjected { MANY } else { 0 };
+    let p = Scripted::start(move |number, _| match number < fails {
+        true => Say::Close(answer("500 Internal Server Error", LOST)),
+        false => Say::Close(answer("200 OK", GRANTED)),
+    });
     let tell = Arc::new(AtomicBool::new(false));
     let told = tell.clone();
     let d = Scripted::start(move |_, _| {
@@ -39,11 +52,14 @@ fn ejections_of_d(p_dies: bool) -> usize {
             .status
     };
     let address = server.address;
+    for _ in 0..fails {
+        assert_eq!(ask(address), 500);
+    }
     let clients: Vec<_> = (0..MANY)
         .map(|_| std::thread::spawn(move || ask(address)))
         .collect();
     eventually("all are at D", || d.requests().len() == MANY);
-    if p_dies {
+    if fate == P::Dies {
         drop(p);
         eventually("P is known to be gone", || ask(address) == 503);
     }
@@ -66,11 +82,16 @@ fn ejections_of_d(p_dies: bool) -> usize {
 
 #[test]
 fn those_who_fetched_from_it_stay_in() {
-    assert_eq!(ejections_of_d(true), 0);
+    assert_eq!(ejections_of_d(P::Dies), 0);
 }
 
 /// Without which the other would prove nothing.
 #[test]
 fn a_decode_that_fails_beside_a_living_prefill_is_ejected() {
-    assert!(ejections_of_d(false) > 0);
+    assert!(ejections_of_d(P::Lives) > 0);
+}
+
+#[test]
+fn a_prefill_that_had_fallen_before_excuses_no_decode() {
+    assert!(ejections_of_d(P::WasEjected) > 0);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pdrelay::config::Role;
+use pdrelay::config::{Config, Role};
 use pdrelay::server::Server;
 
 use crate::support::scripted::{Say, Scripted, answer};
@@ -38,6 +38,14 @@ impl Stage {
     }
 
     fn failing(times: usize, bad: impl Fn() -> Say + Send + Sync + 'static) -> Stage {
+        Stage::with(times, bad, |_| {})
+    }
+
+    fn with(
+        times: usize,
+        bad: impl Fn() -> Say + Send + Sync + 'static,
+        change: impl FnOnce(&mut Config),
+    ) -> Stage {
         let granted = r#"{"id":"p","choices":[{"index":0,"text":"w","finish_reason":"length"}],"kv_transfer_params":{"do_remote_prefill":true,"remote_engine_id":"e","remote_block_ids":[1],"remote_host":"h","remote_port":1}}"#;
         let p = Scripted::start(move |_, _| Say::Bytes(answer("200 OK", granted)));
         let (bad, asked) = (Arc::new(bad), Arc::new(AtomicUsize::new(0)));
@@ -54,8 +62,20 @@ impl Stage {
         let addresses = [p.address, d[0].address, d[1].address];
         let mut config = config("nixl", &roles, &addresses);
         config.health_check.enabled = false;
+        change(&mut config);
         let server = Server::start(config).expect("the proxy starts");
         Stage { server, p, d }
+    }
+
+    /// The sum of this metric's samples that have this in them.
+    fn sum(&self, metric: &str, with: &str) -> f64 {
+        let page = Client::connect(self.server.address).get("/metrics").text();
+        let lines = page
+            .lines()
+            .filter(|l| l.starts_with(metric) && l.contains(with));
+        lines
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     fn ask(&self) -> Response {
@@ -70,8 +90,10 @@ impl Stage {
 
 #[test]
 fn another_pair_serves_what_one_could_not() {
-    let bad: [fn() -> Say; 3] = [
+    let bad: [fn() -> Say; 5] = [
         || stream(LOST),
+        || stream(&format!(": ping\n\n{LOST}")),
+        || stream(&format!("\n: ping\n\n: ping\n\n{LOST}")),
         || Say::Close(HEAD.into()),
         || Say::Reset(HEAD.into()),
     ];
@@ -106,4 +128,41 @@ fn a_4xx_in_a_stream_stays_the_answer() {
     assert_eq!((response.status, response.complete), (200, true));
     assert_eq!(response.events(), [&refused["data: ".len()..], "[DONE]"]);
     assert_eq!(stage.asked().iter().sum::<usize>(), 2);
+}
+
+/// What would be too large from another D as well is held against none.
+#[test]
+fn a_first_event_above_the_limit_ejects_nobody() {
+    let large = || stream(&format!("data: {}", "x".repeat(1_000_000)));
+    let stage = Stage::with(usize::MAX, large, |config| {
+        config.limits.answer_bytes_max = 16 << 10;
+        config.retry.max_retries = 0;
+    });
+    for _ in 0..12 {
+        let response = stage.ask();
+        assert_eq!(response.status, 502);
+        let text = response.text();
+        assert!(text.contains("too large"), "{text}");
+    }
+    let failures = stage.sum("pdrelay_upstream_failures_total", "bad_response");
+    assert_eq!(failures, 12.0);
+    assert_eq!(stage.sum("pdrelay_ejections_total", ""), 0.0);
+}
+
+/// A stream that ends with its connection, and does not begin: our own end of the wait is not its end.
+#[test]
+fn a_stream_that_never_begins_is_its_engines_failure() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+    let stage = Stage::with(
+        usize::MAX,
+        || Say::Bytes(head.into()),
+        |config| {
+            config.timeouts.between_chunks = Duration::from_millis(200);
+        },
+    );
+    let response = stage.ask();
+    assert_eq!(response.status, 504, "{}", response.text());
+    let named = |d: &Scripted| response.text().contains(&d.address.to_string());
+    assert!(stage.d.iter().any(named), "{}", response.text());
+    assert_eq!(stage.sum("pdrelay_upstream_failures_total", "timeout"), 1.0);
 }
