@@ -15,7 +15,7 @@ T=${CARGO_TARGET_DIR:-target}/release
 W=$(mktemp -d); trap 'kill $(jobs -p) 2>/dev/null; sleep 0.3; rm -rf "$W"' EXIT
 p=() d=() names=() ports=() pids=()
 for ((i = 0; i < ENGINES; i++)); do
-  taskset -c "$LOAD_CPU" "$T/pdsim" --prefill 1 --decode 1 --port-base $((BASE + 2 * i)) --model dummy --decode-tick-ms 5 --stagger >/dev/null &
+  taskset -c "$LOAD_CPU" "$T/pdsim" --prefill 1 --decode 1 --port-base $((BASE + 2 * i)) --model dummy --kv-elsewhere --decode-tick-ms 5 --stagger >/dev/null &
   p+=("127.0.0.1:$((BASE + 2 * i))") d+=("127.0.0.1:$((BASE + 2 * i + 1))")
   sleep "0.$((RANDOM % 90 + 10))"
 done
@@ -35,7 +35,8 @@ sleep 1
 for ((round = 0; round < R; round++)); do
   for ((i = 0; i < ${#pids[@]}; i++)); do
     taskset -c "$LOAD_CPU" "$T/pdload" --url "http://127.0.0.1:${ports[i]}" --endpoint completions --model dummy --prompt-bytes 1024 \
-      --stream --max-tokens 200 -c "$STREAMS" -s "$S" --warmup-s 0.5 --cpus "$LOAD_CPU" --pid "${pids[i]}" --pid-tree --allow-errors >"$W/out"
-    printf '%-8s %s | itl %s\n' "${names[i]}" "$(grep ^cpu "$W/out" | cut -c5-70)" "$(grep ^itl "$W/out" | cut -c4-90)"
+      --stream --max-tokens 200 -c "$STREAMS" -s "$S" --warmup-s 0.5 --cpus "$LOAD_CPU" --pid "${pids[i]}" --pid-tree >"$W/out"
+    printf '%-8s %s | ttft, itl: n mean p50 p90 p99 p99.9 max ms: %s | %s\n' "${names[i]}" "$(grep ^cpu "$W/out" | grep -o '[0-9.]* us/chunk')" \
+      "$(grep ^ttft "$W/out" | cut -c5-90 | tr -s ' ')" "$(grep ^itl "$W/out" | cut -c4-90 | tr -s ' ')"
   done
 done

@@ -8,6 +8,8 @@ use super::reader::Report;
 
 /// Longer than this every token is late, and nothing is saved any more.
 const WINDOW_MAX: Duration = Duration::from_millis(10);
+/// Longer than this, somebody meant another unit.
+const POLL_MAX: Duration = Duration::from_secs(10);
 
 pub fn check(cores: &Cores, report: &mut Report) {
     check_pace(cores, report);
@@ -51,6 +53,12 @@ fn check_pace(cores: &Cores, report: &mut Report) {
         let message = format!("batch_window is {shown}: tokens would come so much later");
         report.problem("batch_window", message, "write at most 10ms, such as 300us");
     }
+    if poll > POLL_MAX {
+        let shown = show_duration(poll);
+        let message =
+            format!("busy_poll is {shown}: each core would be busy for so long after every byte");
+        report.problem("busy_poll", message, "write at most 10s, such as 1ms");
+    }
     if !window.is_zero() && !poll.is_zero() {
         report.problem(
             "busy_poll",
@@ -58,6 +66,20 @@ fn check_pace(cores: &Cores, report: &mut Report) {
             "remove one of them",
         );
     }
+}
+
+/// How the shards pace themselves, if not as usual.
+pub fn pace(cores: &Cores) -> Option<String> {
+    let shown = |(name, time): (&str, Duration)| match time.is_zero() {
+        true => None,
+        false => Some(format!("{name} {}", show_duration(time))),
+    };
+    [
+        ("batch_window", cores.batch_window),
+        ("busy_poll", cores.busy_poll),
+    ]
+    .into_iter()
+    .find_map(shown)
 }
 
 /// For `pdrelay check`.
@@ -77,13 +99,8 @@ pub fn shown(cores: &Cores) -> String {
         (None, Some(node)) => format!("{number} on NUMA node {node}"),
         (None, None) => number,
     };
-    for (name, time) in [
-        ("batch_window", cores.batch_window),
-        ("busy_poll", cores.busy_poll),
-    ] {
-        if !time.is_zero() {
-            shown += &format!(", {name} {}", show_duration(time));
-        }
+    if let Some(pace) = pace(cores) {
+        shown += &format!(", {pace}");
     }
     shown
 }

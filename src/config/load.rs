@@ -338,23 +338,17 @@ fn apply(overrides: &Overrides, draft: &mut Draft, report: &mut Report) {
         flag(report, "numa", "numa");
         config.cores.numa = *numa;
     }
-    for (key, name, value, given) in [
-        (
-            "batch_window",
-            "batch-window",
-            &mut config.cores.batch_window,
-            overrides.batch_window,
-        ),
-        (
-            "busy_poll",
-            "busy-poll",
-            &mut config.cores.busy_poll,
-            overrides.busy_poll,
-        ),
-    ] {
-        if let Some(time) = given {
-            flag(report, key, name);
-            *value = time;
+    // One way to pace the shards replaces the other one.
+    if let Some(window) = overrides.batch_window {
+        flag(report, "batch_window", "batch-window");
+        config.cores.batch_window = window;
+        config.cores.busy_poll = Duration::ZERO;
+    }
+    if let Some(poll) = overrides.busy_poll {
+        flag(report, "busy_poll", "busy-poll");
+        config.cores.busy_poll = poll;
+        if overrides.batch_window.is_none() {
+            config.cores.batch_window = Duration::ZERO;
         }
     }
     if let Some(shards) = *shards {

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod check;
 mod cores;
+pub use cores::pace;
 pub mod epd;
 pub mod legacy;
 pub mod lmcache;

@@ -101,6 +101,7 @@ pub fn show_duration(duration: Duration) -> String {
         (60_000_000_000, "m"),
         (1_000_000_000, "s"),
         (1_000_000, "ms"),
+        (1_000, "us"),
     ];
     if nanos == 0 {
         return "0s".into();

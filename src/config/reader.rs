@@ -411,7 +411,10 @@ impl<'n, 'r> At<'n, 'r> {
                 return None;
             }
         };
-        self.or_fail(parsed, "write 450s, 100ms, 5m, 1h, or a number of seconds")
+        self.or_fail(
+            parsed,
+            "write 450s, 100ms, 500us, 5m, 1h, or a number of seconds",
+        )
     }
 
     /// The old proxy's plain numbers: `interval_seconds: 10`, `initial_backoff_ms: 100`.

@@ -64,7 +64,10 @@ pub fn build(polls: bool) -> io::Result<Built> {
         });
     }
     let (mut why, rungs): (String, &[Driver]) = match polls {
-        true => ("busy_poll".into(), &[Driver::Ring]),
+        true => (
+            "defer_taskrun does not go with polling".into(),
+            &[Driver::Ring],
+        ),
         false => (String::new(), &[Driver::Deferred, Driver::Ring]),
     };
     for &driver in rungs {

@@ -1,7 +1,9 @@
 //! Reload: a new configuration for a running proxy. What runs keeps the old one to its end.
 
 use crate::cluster::change;
-use crate::config::{Config, Multiturn};
+use std::time::Duration;
+
+use crate::config::{Config, Cores, Multiturn};
 use crate::log;
 
 use super::{Server, admin};
@@ -47,6 +49,15 @@ fn multiturn(old: &Multiturn, new: &Multiturn) -> Multiturn {
     }
 }
 
+/// Where the shards run, whatever their pace.
+fn places(cores: &Cores) -> Cores {
+    Cores {
+        batch_window: Duration::ZERO,
+        busy_poll: Duration::ZERO,
+        ..cores.clone()
+    }
+}
+
 /// Keys that differ and are read only at the start.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
@@ -60,9 +71,14 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("upstream_tls", old.upstream_tls == new.upstream_tls),
         ("lmcache", old.lmcache == new.lmcache),
         (
-            "shards, cpus, numa, steer_by_cpu, batch_window or busy_poll",
-            old.cores == new.cores,
+            "shards, cpus, numa or steer_by_cpu",
+            places(&old.cores) == places(&new.cores),
         ),
+        (
+            "batch_window",
+            old.cores.batch_window == new.cores.batch_window,
+        ),
+        ("busy_poll", old.cores.busy_poll == new.cores.busy_poll),
         ("scheduling", old.scheduling == new.scheduling),
         ("the models' schedulers", old.models == new.models),
         ("log_level", old.log_level == new.log_level),

@@ -129,7 +129,13 @@ fn describe(start: &Start, driver: &Driver, why: &str, pinned: bool) -> String {
     } else {
         format!(" ({why})")
     };
-    format!("shard {} on {place}, {}{why}", start.index, driver.name())
+    let pace = crate::config::pace(&start.shared.config.get().cores);
+    let pace = pace.map_or(String::new(), |pace| format!(", {pace}"));
+    format!(
+        "shard {} on {place}, {}{why}{pace}",
+        start.index,
+        driver.name()
+    )
 }
 
 async fn serve(start: Start, driver: Driver, line: String) {

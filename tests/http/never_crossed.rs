@@ -402,14 +402,23 @@ fn with_a_ring_of_an_older_kernel() {
 
 #[test]
 fn with_a_batch_window() {
-    let (said, more) = ("listens", "batch_window: 500us\n");
+    let (said, more) = (", batch_window 500us", "batch_window: 500us\n");
     with_more("batch window", Denied::Nothing, &[], said, more);
 }
 
 #[test]
 fn with_busy_polling() {
-    let (said, more) = ("io_uring (busy_poll)", "busy_poll: 2ms\n");
+    let (said, more) = (
+        "io_uring (defer_taskrun does not go with polling), busy_poll 2ms",
+        "busy_poll: 2ms\n",
+    );
     with_more("busy poll", Denied::Nothing, &[], said, more);
     let forced = [("MONOIO_FORCE_LEGACY_DRIVER", "1")];
-    with_more("busy poll, epoll", Denied::Nothing, &forced, "epoll", more);
+    with_more(
+        "busy poll, epoll",
+        Denied::Nothing,
+        &forced,
+        "epoll (MONOIO_FORCE_LEGACY_DRIVER is set), busy_poll 2ms",
+        more,
+    );
 }

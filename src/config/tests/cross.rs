@@ -124,6 +124,11 @@ fn cores_that_contradict() {
         long.contains("batch_window is 1s") && long.contains("at most 10ms"),
         "{long}"
     );
+    let poll = bad("busy_poll: 300");
+    assert!(
+        poll.contains("busy_poll is 5m") && poll.contains("at most 10s"),
+        "{poll}"
+    );
     let cores = good("batch_window: 300us\nbusy_poll: 0").cores;
     assert_eq!(cores.batch_window, Duration::from_micros(300));
 }

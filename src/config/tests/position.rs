@@ -43,7 +43,7 @@ x.yaml:16: limits.head_bytes_max: head_bytes_max must be between 1KiB and 16MiB,
 x.yaml:17: limits.json_depth_max: json_depth_max must be an integer, got bool
 x.yaml:18: timeouts.connect: connect must be above 0 (every wait has an end: write a long one, such as 24h)
 x.yaml:18: timeouts.prefil: Unknown keys in timeouts: ['prefil'] (did you mean 'prefill'?)
-x.yaml:19: timeouts.drain: drain: a duration is from 0 to 366 days (write 450s, 100ms, 5m, 1h, or a number of seconds)
+x.yaml:19: timeouts.drain: drain: a duration is from 0 to 366 days (write 450s, 100ms, 500us, 5m, 1h, or a number of seconds)
 x.yaml:20: retry: 'retry' must be a mapping, got list (write its keys below it, indented)
 x.yaml:21: foo: Unknown keys in YAML config: ['foo'] (configs/reference.yaml shows every key)"
     );

@@ -88,7 +88,7 @@ fn shown_as_people_write_them() {
     assert_eq!(shown(450_000), "450s");
     assert_eq!(shown(300_000), "5m");
     assert_eq!(shown(3_600_000), "1h");
-    assert_eq!(show_duration(Duration::from_micros(50)), "50µs");
+    assert_eq!(show_duration(Duration::from_micros(50)), "50us");
     assert_eq!(show_bytes(0), "0");
     assert_eq!(show_bytes(64 << 20), "64MiB");
     assert_eq!(show_bytes(1000), "1000");
