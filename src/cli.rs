@@ -119,12 +119,12 @@ pub struct ServeArgs {
     /// Run only on the CPUs of this NUMA node
     #[arg(long, value_name = "NODE")]
     pub numa: Option<usize>,
-    /// Wake each shard at most once in this time, such as 1ms (at most 10ms; 0: off): less CPU per token, which comes up
-    /// to as much later [default: 0]
+    /// Wake each shard at most once in this time, such as 1ms (at most 10ms; 0: off): less CPU per token, which comes
+    /// up to as much later [default: 0]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub batch_window: Option<Duration>,
-    /// Keep looking for so long, such as 1ms (at most 10s; 0: off), before a shard waits: sooner, but it takes the core. Not
-    /// together with --batch-window [default: 0]
+    /// Keep looking for so long, such as 1ms (at most 10s; 0: off), before a shard waits: sooner, but it takes the
+    /// core. Not together with --batch-window [default: 0]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub busy_poll: Option<Duration>,
     /// Protocol between the stages [default: sequential; aggregated if only such instances are given]

@@ -63,8 +63,9 @@ impl Pace {
         }
     }
 
-    /// One piece of a stream of events is about to be sent: once it is, there may be a rest. (Not after a question to an
-    /// engine, or a piece of a whole answer: of those a client waits for one after the other, and each would be late.)
+    /// One piece of a stream of events is about to be sent: once it is, there may be a rest. (Not after a
+    /// question to an engine, or a piece of a whole answer: of those a client waits for one after the other,
+    /// and each would be late.)
     pub fn relaying(&self) {
         if let Manner::Window(_) = self.manner {
             self.unsent.set(true);

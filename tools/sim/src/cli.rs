@@ -86,7 +86,7 @@ struct Cli {
     /// Sequences tick in their own phase instead of lockstep
     #[arg(long)]
     stagger: bool,
-    /// Decode engines fall silent after so many pieces of each stream; a whole answer is one piece, 0 is before the head
+    /// Decode engines fall silent after so many pieces of each stream; a whole answer is one; 0 is before the head
     #[arg(long, value_name = "PIECES")]
     stall_after: Option<u32>,
     /// How KV gets from prefill to decode engines
