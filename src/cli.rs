@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use crate::config::quantity::{parse_cpus, parse_duration};
+pub use crate::config::quantity::parse_cpus;
 
 use crate::config::LogLevel;
 use crate::config::load::{self, Env, Known, Loaded, Overrides, Problem, Problems, Source};
+use crate::config::quantity::parse_duration;
 
 /// Proxy for disaggregated LLM serving: prefill, decode and encode engines behind one address.
 #[derive(Debug, Parser)]

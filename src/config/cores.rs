@@ -51,7 +51,7 @@ fn check_pace(cores: &Cores, report: &mut Report) {
     if window > WINDOW_MAX {
         let shown = show_duration(window);
         let message = format!("batch_window is {shown}: tokens would come so much later");
-        report.problem("batch_window", message, "write at most 10ms, such as 300us");
+        report.problem("batch_window", message, "write at most 10ms, such as 1ms");
     }
     if poll > POLL_MAX {
         let shown = show_duration(poll);

@@ -1,8 +1,8 @@
 //! Reload: a new configuration for a running proxy. What runs keeps the old one to its end.
 
-use crate::cluster::change;
 use std::time::Duration;
 
+use crate::cluster::change;
 use crate::config::{Config, Cores, Multiturn};
 use crate::log;
 
