@@ -150,13 +150,14 @@ async fn serve(start: Start, driver: Driver, line: String) {
     let fds = listeners.iter();
     let fds = fds.map(|(door, listener)| (*door, listener.as_raw_fd()));
     let shard = Rc::new(new_shard(index, shared, driver, fds.collect()));
-    let _ = report.send((index, Ok(line)));
-    drop(report);
+    // Before the report: whoever connects once the server says that it listens is steered already.
     if let Some(cpu) = cpu.filter(|_| shard.tools.config().cores.steer_by_cpu) {
         for (_, listener) in &listeners {
             listen::prefer_packets_of(listener, cpu);
         }
     }
+    let _ = report.send((index, Ok(line)));
+    drop(report);
     for (door, listener) in listeners {
         monoio::spawn(accept(shard.clone(), listener, door, driver));
     }
