@@ -13,9 +13,14 @@ use crate::wire::{json, openai, sse};
 use super::{Exchange, Opened, Stop};
 
 impl Exchange {
-    /// Reads on until `events` of a stream are here (or the whole of another answer), and gives their payload. All of
-    /// it stays in `opened`, to be relayed.
-    pub async fn hold(&self, opened: &mut Opened, events: usize) -> Result<Vec<u8>, Stop> {
+    /// Reads on until `events` of a stream are here (or the whole of another answer), and has `begun` take them in. All
+    /// of it stays in `opened`, to be relayed. May be called again, for more.
+    pub async fn hold(
+        &self,
+        opened: &mut Opened,
+        begun: &mut Beginning,
+        events: usize,
+    ) -> Result<(), Stop> {
         let stream = opened.is_good_event_stream();
         let max = self.config.limits.answer_bytes_max;
         let guard = self.slot.watch_upstream(opened.lease.stream.fd());
@@ -25,12 +30,12 @@ impl Exchange {
         }
         let mut ended = false;
         let result = loop {
-            let (payload, whole) = match begun(opened) {
-                Ok(begun) => begun,
+            let whole = match begun.take(opened, events) {
+                Ok(whole) => whole,
                 Err(what) => break Err((Kind::BadResponse, what)),
             };
-            if whole || ended || (stream && holds(&payload, events)) {
-                break Ok(payload);
+            if whole || ended || (stream && begun.events >= events) {
+                break Ok(());
             }
             if opened.bytes.len() > max {
                 break Err((
@@ -85,16 +90,16 @@ impl Exchange {
     /// which a client would have to take for its answer: as long as the client has nothing, others can do better.
     pub(super) async fn begun_well(&self, opened: &mut Opened) -> Result<(), Stop> {
         // Comments, and whatever else says nothing, may come first.
-        let mut events = 1;
-        let (payload, data) = loop {
-            let payload = self.hold(opened, events).await?;
-            match first_data(&payload) {
-                Some(data) => break (payload, data),
-                None if events == SILENT_MAX || !holds(&payload, events) => return Ok(()),
+        let (mut begun, mut events) = (Beginning::default(), 1);
+        let data = loop {
+            self.hold(opened, &mut begun, events).await?;
+            match first_data(&begun.payload) {
+                Some(data) => break data,
+                None if events == SILENT_MAX || begun.events < events => return Ok(()),
                 None => events += 1,
             }
         };
-        let error = json::value(&payload[data], "error", 64);
+        let error = json::value(&begun.payload[data], "error", 64);
         let Some(error) = error.filter(|raw| *raw != b"null") else {
             return Ok(());
         };
@@ -182,28 +187,62 @@ fn first_data(payload: &[u8]) -> Option<Range<usize>> {
 /// So much of an engine's own words goes into ours.
 const SAID_MAX: usize = 300;
 
-/// What is here of the payload, and whether that is all.
-fn begun(opened: &Opened) -> Result<(Vec<u8>, bool), &'static str> {
-    let rest = &opened.bytes[opened.head_len..];
-    match opened.framing {
-        Framing::Length(n) => Ok((rest.to_vec(), rest.len() as u64 >= n)),
-        Framing::Close => Ok((rest.to_vec(), false)),
-        Framing::Chunked => {
-            let (mut scan, mut payload) = (ChunkScan::default(), Vec::new());
-            let fed = scan.feed(rest, |data| payload.extend_from_slice(data));
-            fed.map_err(|bad| bad.0)?;
-            Ok((payload, scan.done()))
-        }
-    }
+/// How an answer begins: what is here of its body, freed of its framing. Each byte is looked at once, however many
+/// reads a first event takes.
+#[derive(Default)]
+pub struct Beginning {
+    pub payload: Vec<u8>,
+    scan: ChunkScan,
+    /// Bytes behind the head that have been taken in.
+    taken: usize,
+    /// Whole events, as far as they were asked for.
+    events: usize,
+    /// Where the next one starts.
+    next: usize,
+    /// So far it has been looked for its end.
+    searched: usize,
 }
 
-fn holds(payload: &[u8], events: usize) -> bool {
-    let mut rest = payload;
-    for _ in 0..events {
-        match sse::event_end(rest, 0) {
-            Some(end) => rest = &rest[end..],
-            None => return false,
+impl Beginning {
+    /// Takes in what has come, and counts `events` at most. Is it the whole body?
+    fn take(&mut self, opened: &Opened, events: usize) -> Result<bool, &'static str> {
+        let rest = &opened.bytes[opened.head_len..];
+        let new = &rest[self.taken..];
+        let whole = match opened.framing {
+            Framing::Chunked => {
+                let (scan, payload) = (&mut self.scan, &mut self.payload);
+                let fed = scan.feed(new, |data| payload.extend_from_slice(data));
+                fed.map_err(|bad| bad.0)?;
+                scan.done()
+            }
+            Framing::Length(n) => {
+                self.payload.extend_from_slice(new);
+                rest.len() as u64 >= n
+            }
+            Framing::Close => {
+                self.payload.extend_from_slice(new);
+                false
+            }
+        };
+        self.taken = rest.len();
+        self.count(events);
+        Ok(whole)
+    }
+
+    fn count(&mut self, events: usize) {
+        while self.events < events {
+            let searched = self.searched - self.next;
+            match sse::event_end(&self.payload[self.next..], searched) {
+                Some(end) => {
+                    self.events += 1;
+                    self.next += end;
+                    self.searched = self.next;
+                }
+                None => {
+                    self.searched = self.payload.len();
+                    return;
+                }
+            }
         }
     }
-    true
 }

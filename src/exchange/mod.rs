@@ -11,7 +11,7 @@ pub mod call;
 pub mod conversation;
 pub mod first_token;
 pub mod grant;
-pub mod hold;
+mod hold;
 pub mod join;
 pub mod notice;
 pub mod overlay;
@@ -49,6 +49,7 @@ use crate::rng::Rng;
 use crate::shared::{Reader, Snapshot};
 
 pub use call::Answer;
+pub use hold::Beginning;
 pub use pick::Picked;
 pub use reply::Reply;
 pub use request::Request;

@@ -490,7 +490,7 @@ impl Reply {
         why: Broken,
         what: impl Into<Cow<'static, str>>,
     ) -> Stop {
-        let error: Error = opened.failed(kind, what);
+        let error = Error::new(kind, Stage::Stream, what).at(&opened.picked.instance().name);
         let failure = match why {
             Broken::Timeout => Failure::Timeout,
             Broken::BadFraming => Failure::BadResponse,

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Address, Role};
 use crate::error::{Blame, Error, Kind, Stage};
-use crate::exchange::{Exchange, Leg, Opened, Picked, Reply, Stop};
+use crate::exchange::{Beginning, Exchange, Leg, Opened, Picked, Reply, Stop};
 use crate::id;
 use crate::log;
 use crate::wire::json::{Edit, put_string};
@@ -207,7 +207,7 @@ fn port(x: &Exchange, prefill: &Picked) -> u16 {
 async fn begun(x: &Exchange, decode: Picked, leg: Leg) -> Result<Opened, Stop> {
     let mut opened = x.open(decode, leg).await?;
     if opened.is_good_event_stream() {
-        x.hold(&mut opened, 1).await?;
+        x.hold(&mut opened, &mut Beginning::default(), 1).await?;
     }
     Ok(opened)
 }

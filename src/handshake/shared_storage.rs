@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use crate::config::Role;
 use crate::config::sidecar::Generation;
 use crate::error::Stage;
-use crate::exchange::{Exchange, Leg, Opened, Reply, Stop};
+use crate::exchange::{Beginning, Exchange, Leg, Opened, Reply, Stop};
 use crate::wire::json::Edit;
 use crate::wire::openai::finish_reason;
 
@@ -105,8 +105,9 @@ async fn decode_first(x: &Exchange) -> Result<Option<Opened>, Stop> {
     if opened.head.status >= 300 {
         return Ok(Some(opened));
     }
-    let begun = x.hold(&mut opened, EVENTS).await?;
-    let missed = finish_reason(&begun).is_some_and(|reason| reason == MISSED);
+    let mut begun = Beginning::default();
+    x.hold(&mut opened, &mut begun, EVENTS).await?;
+    let missed = finish_reason(&begun.payload).is_some_and(|reason| reason == MISSED);
     // Dropped, its connection is closed: D need not say more.
     Ok((!missed).then_some(opened))
 }

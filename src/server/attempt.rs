@@ -91,6 +91,8 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     let mut tries = if retry.enabled { retry.max_retries } else { 0 };
     x.tools.budget.earn();
     let mut script = shard.shared.script(x);
+    // Boxed, as all that few requests come to: a stream that rests should be small.
+    let mut before: Option<Box<Error>> = None;
     loop {
         let Err(stop) = script.run(x, reply).await else {
             return Ok(());
@@ -106,7 +108,9 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             }
             x.tools.metrics.inc(Counter::retries(reason));
             x.trace.retried();
-            // Boxed, as all that few requests come to: a stream that rests should be small.
+            if let Stop::Error(error) | Stop::Again(error) = stop {
+                before = Some(Box::new(error));
+            }
             Box::pin(back_off(x, retry.max_retries - tries)).await;
             continue;
         }
@@ -134,9 +138,18 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
                 Ok(()) => Ok(()),
                 Err(_) => Err(gone(x.trace.stage.get())),
             },
+            stop if nobody_left(&stop) => Err(after(error_of(stop), before)),
             stop => Err(error_of(stop)),
         };
     }
+}
+
+/// That there is nobody left says little of what went wrong: the try before it does.
+fn after(mut error: Error, before: Option<Box<Error>>) -> Error {
+    if let Some(before) = before {
+        error.cause = format!("{}; before that: {before}", error.cause).into();
+    }
+    error
 }
 
 /// One instance was too slow for its stage's limit; the request as a whole is not yet.

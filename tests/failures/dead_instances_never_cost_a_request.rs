@@ -179,3 +179,23 @@ fn a_prefill_that_dies_is_a_503_and_streams_go_on() {
     let rest = String::from_utf8_lossy(&streaming.to_end()).into_owned();
     assert_eq!(rest.matches("\"text\"").count(), 60, "{rest}");
 }
+
+/// That nobody can be reached now is not why the request failed: the answer also names what did.
+#[test]
+fn what_went_wrong_first_is_not_forgotten() {
+    let rig = without_probes("nixl", 1, 1);
+    rig.sim.set_fault(1, Some(pdsim::Fault::HangBeforeHead));
+    let mut client = rig.client();
+    let body = completion("x", "");
+    client.send(crate::support::post_bytes("/v1/completions", &body, ""));
+    crate::support::eventually("D works", || rig.sim.open_requests(1) > 0);
+    rig.sim.kill(1);
+    let response = client.response();
+    assert_eq!(response.status, 502, "{}", response.text());
+    let message = message(&response);
+    assert!(
+        message.starts_with("none of the 1 decode instances can be reached; before that: ")
+            && message.contains("decode_head 127.0.0.1:"),
+        "{message}"
+    );
+}
