@@ -12,6 +12,7 @@ pairs       2P+2D: one of each is killed and restarted under `vllm bench serve`;
 Departures go through forwarders before P and D, which know P's progress exactly. Standard library only.
 """
 
+import atexit
 import datetime
 import json
 import os
@@ -44,6 +45,8 @@ class Relay:
         self.process = subprocess.Popen(
             [f"{os.environ['BIN']}/pdrelay", "serve", "--host", "127.0.0.1", "--port", str(port), "--handshake", "nixl",
              "--prefill", *bare[0], "--decode", *bare[1]], stdout=self.log.open("w"), stderr=subprocess.STDOUT)
+        # One that is left behind would share the port with the next run's.
+        atexit.register(self.process.kill)
         if until(10, self.healthy) is None:
             sys.exit(self.log.read_text())
 
@@ -253,22 +256,38 @@ def first():
         if tag not in E("TAGS", "d0,p0").split(","):
             continue
         for turn, case in enumerate(cases):
-            if until(LEASE, lambda: usage() == 0) is None:
-                expect("P holds no KV before", False)
-            engines_do("crash", tag)
-            forwarder.down()
-            restart(tag, base)[1].wait()
-            forwarder.up()
-            if until(10, lambda: ready(it.relay.url)) is None:
-                expect(f"{tag} is back", False)
-            before = expired()
-            left = it.leave(case, turn)
-            took = back_after(left) or 99
-            after_p = it.after_p(left, took)
-            grown = watch_leases(before)
-            expect(f"the first client after a restart of {tag} left {said(case)}", grown == 0 and after_p <= 2,
-                   f"expired {grown}, P's KV back after {took:.2f} s, of which after P's work was over {after_p:.2f} s")
+            plays = 1
+            while not first_after_restart(it, tag, base, forwarder, turn, case, may_repeat=plays < PLAYS):
+                plays += 1
     it.stop()
+
+
+# A scene in which the machine stood still says nothing about waits: what slows it goes on for a while. It is played again.
+PLAYS = 4
+
+
+def first_after_restart(it, tag, base, forwarder, turn, case, may_repeat):
+    """False: it took too long, but the machine stood still; nothing is said of it. An expired lease is never excused."""
+    if until(LEASE, lambda: usage() == 0) is None:
+        expect("P holds no KV before", False)
+    engines_do("crash", tag)
+    forwarder.down()
+    restart(tag, base)[1].wait()
+    forwarder.up()
+    if until(10, lambda: ready(it.relay.url)) is None:
+        expect(f"{tag} is back", False)
+    before, began = expired(), time.time()
+    left = it.leave(case, turn)
+    took = back_after(left) or 99
+    after_p = it.after_p(left, took)
+    paused = stillness.between(began, time.time()) > 0
+    grown = watch_leases(before)
+    if grown == 0 and after_p > 2 and paused and may_repeat:
+        print(f"  (left {said(case)} after a restart of {tag}: {after_p:.2f} s in a machine that stood still; played again)", flush=True)
+        return False
+    expect(f"the first client after a restart of {tag} left {said(case)}", grown == 0 and after_p <= 2,
+           f"expired {grown}, P's KV back after {took:.2f} s, of which after P's work was over {after_p:.2f} s")
+    return True
 
 
 def strangers():

@@ -67,7 +67,7 @@ def post(base, path, body, timeout=120):
 
 
 def metric(base, pattern):
-    text = urllib.request.urlopen(base + "/metrics", timeout=20).read().decode()
+    text = urllib.request.urlopen(base + "/metrics", timeout=120).read().decode()
     return sum(float(v) for v in re.findall(r"^" + pattern + r"(?:\{[^}]*\})? (\S+)$", text, re.M))
 
 
