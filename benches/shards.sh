@@ -3,7 +3,7 @@
 # share nothing but the CPU, interleaved in one run. If the twins cost what two shards do, it is the CPU's being shared and not
 # what shards have in common. Whole answers of 1 KB requests, as in tools/compare. Loopback only.
 #
-#   benches/shards.sh [SECONDS] [ROUNDS] [CLIENTS]
+#   benches/shards.sh [SECONDS=3] [ROUNDS=5] [CLIENTS=512]
 #
 # Needs two CPUs; builds what else it needs, or takes the programs in BIN.
 set -euo pipefail
@@ -38,8 +38,8 @@ measure() { # NAME INDEX...
   python3 - "$name" $(($(switches "${of[@]}") - before)) "$W/$name".* <<'PY'
 import json, sys
 runs = [json.load(open(path)) for path in sys.argv[3:]]
-cpu = sum(run["cpu_s"] for run in runs)
-done = sum(run["ok"] for run in runs)
+cpu = sum(run["cpu"]["used"]["cpu_ns"] for run in runs) / 1e9
+done = sum(run["window"]["counts"]["requests"] for run in runs)
 print(f"{sys.argv[1]:6} {cpu / done * 1e6:6.2f} us/request  {done} requests, {int(sys.argv[2]) / done:.3f} context switches each (warm-up included)", flush=True)
 PY
 }
