@@ -33,8 +33,9 @@ measure() { # NAME INDEX...
   local name=$1; shift
   local of=(); for one in "$@"; do of+=("${pids[$one]}"); done
   local before; before=$(switches "${of[@]}")
+  rm -f "$W/$name".*
   local jobs=(); for one in "$@"; do load "$one" $((C / $#)) "$name.$one" & jobs+=($!); done
-  wait "${jobs[@]}"
+  for one in "${jobs[@]}"; do wait "$one"; done
   python3 - "$name" $(($(switches "${of[@]}") - before)) "$W/$name".* <<'PY'
 import json, sys
 runs = [json.load(open(path)) for path in sys.argv[3:]]

@@ -93,7 +93,7 @@ impl Exchange {
         let (mut begun, mut events) = (Beginning::default(), 1);
         let data = loop {
             self.hold(opened, &mut begun, events).await?;
-            match first_data(&begun.payload) {
+            match first_data(begun.whole_events(events)) {
                 Some(data) => break data,
                 None if events == SILENT_MAX || begun.events < events => return Ok(()),
                 None => events += 1,
@@ -227,6 +227,15 @@ impl Beginning {
         self.taken = rest.len();
         self.count(events);
         Ok(whole)
+    }
+
+    /// What can be read of it: what comes after the events asked for may be cut anywhere. Without so many, it is all
+    /// there is.
+    fn whole_events(&self, events: usize) -> &[u8] {
+        if self.events < events {
+            return &self.payload;
+        }
+        &self.payload[..self.next]
     }
 
     fn count(&mut self, events: usize) {

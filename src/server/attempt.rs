@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{PrefillFailure, Surface};
 use crate::error::{Blame, Error, Kind, Stage};
+use crate::exchange::shape::NOT_CONFIGURED;
 use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
@@ -108,9 +109,7 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
             }
             x.tools.metrics.inc(Counter::retries(reason));
             x.trace.retried();
-            if let Stop::Error(error) | Stop::Again(error) = stop {
-                before = Some(Box::new(error));
-            }
+            before = failed_try(x, stop).map(Box::new);
             Box::pin(back_off(x, retry.max_retries - tries)).await;
             continue;
         }
@@ -144,9 +143,23 @@ async fn run(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), E
     }
 }
 
-/// That there is nobody left says little of what went wrong: the try before it does.
+/// What to tell of a try that another one followed.
+fn failed_try(x: &Exchange, stop: Stop) -> Option<Error> {
+    match stop {
+        Stop::Error(error) | Stop::Again(error) => Some(error),
+        Stop::Answer(answer) => {
+            let said = format!("it answered {}", answer.head.status);
+            let error = Error::new(Kind::BadResponse, x.trace.stage.get(), said);
+            Some(error.at(&answer.instance.name))
+        }
+        Stop::Broken(_) | Stop::Said(_) => None,
+    }
+}
+
+/// That nobody can be reached says little of what went wrong: the try before it does. (That there is nobody at all
+/// says everything, and faces have words of their own for it.)
 fn after(mut error: Error, before: Option<Box<Error>>) -> Error {
-    if let Some(before) = before {
+    if let Some(before) = before.filter(|_| !error.cause.ends_with(NOT_CONFIGURED)) {
         error.cause = format!("{}; before that: {before}", error.cause).into();
     }
     error

@@ -18,9 +18,14 @@ const WELL: &str = r#"data: {"id":"d","object":"text_completion","choices":[{"in
 
 /// A stream of one event, its head first and the rest in small pieces.
 fn stream(event: &str) -> Say {
+    stream_cut(event, 11)
+}
+
+/// The same, its body cut here.
+fn stream_cut(event: &str, at: usize) -> Say {
     let payload = format!("{event}\n\ndata: [DONE]\n\n");
     let body = format!("{:x}\r\n{payload}\r\n0\r\n\r\n", payload.len());
-    let (begin, rest) = body.as_bytes().split_at(body.len().min(11));
+    let (begin, rest) = body.as_bytes().split_at(body.len().min(at));
     let pieces = vec![HEAD.into(), begin.to_vec(), rest.to_vec()];
     Say::Slowly(pieces, Duration::from_millis(10))
 }
@@ -90,10 +95,12 @@ impl Stage {
 
 #[test]
 fn another_pair_serves_what_one_could_not() {
-    let bad: [fn() -> Say; 5] = [
+    let bad: [fn() -> Say; 6] = [
         || stream(LOST),
         || stream(&format!(": ping\n\n{LOST}")),
         || stream(&format!("\n: ping\n\n: ping\n\n{LOST}")),
+        // The size of the chunk, all of the comment, half of the error.
+        || stream_cut(&format!(": ping\n\n{LOST}"), 4 + 8 + 20),
         || Say::Close(HEAD.into()),
         || Say::Reset(HEAD.into()),
     ];
