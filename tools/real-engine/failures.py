@@ -45,7 +45,7 @@ class Relay:
         self.process = subprocess.Popen(
             [f"{os.environ['BIN']}/pdrelay", "serve", "--host", "127.0.0.1", "--port", str(port), "--handshake", "nixl",
              "--prefill", *bare[0], "--decode", *bare[1]], stdout=self.log.open("w"), stderr=subprocess.STDOUT)
-        # One that is left behind would share the port with the next run's.
+        # One that is left behind keeps the port: the next run's cannot start, and the old one is asked in its place.
         atexit.register(self.process.kill)
         if until(10, self.healthy) is None:
             sys.exit(self.log.read_text())
