@@ -44,8 +44,10 @@ start() { # tag
   fi
   # What the one before it said may explain why it had to die.
   [ -f "$RT/$tag.log" ] && mv "$RT/$tag.log" "$RT/$tag.log.before"
+  local calm=''
+  [ "$KV_DEVICE" = cpu ] && calm=$HERE/few-cores
   # Each engine leads a process group, so that all of it can be stopped.
-  setsid env HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONHASHSEED=0 \
+  setsid env ${calm:+PYTHONPATH="$calm"} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONHASHSEED=0 \
     VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
     NIXL_PTHR_DELAY_US="${NIXL_PTHR_DELAY_US:-1000}" UCX_TLS="$UCX_TLS" UCX_NET_DEVICES="${UCX_NET_DEVICES:-lo}" \
     VLLM_NIXL_SIDE_CHANNEL_HOST=127.0.0.1 VLLM_NIXL_SIDE_CHANNEL_PORT="$side" \
