@@ -4,6 +4,9 @@ promised. A figure that was measured through errors is not shown as one."""
 from statistics import median
 
 ROUTERS = ("vllm-router", "sglang-router", "smg")
+# They go to D alone: no prefill, and one hop where all others have two.
+ONE_HOP = ("nginx", "haproxy")
+SINGLE = "that of one hop (the better of nginx and HAProxy)"
 PARTS = ("p50", "p99", "p999")
 
 
@@ -206,9 +209,11 @@ def promises(result):
     stages = [peer for peer in rows.peers if peer in (*ROUTERS, "xpyd-proxy")]
     for part in ("p50", "p99"):
         out.append(Promise(f"{cell}: added TTFT {part} over the best router's", added(rows, cell, stages, "ttft", part), 1.0))
+        out.append(Promise(f"{cell}: added TTFT {part} over {SINGLE}", added(rows, cell, ONE_HOP, "ttft", part), 1.0))
     for cell in rows.cells:
         if " streams " in cell:
             out.append(Promise(f"{cell}: added ITL p99.9 over the best router's", added(rows, cell, stages, "itl", "p999"), 1.0))
+            out.append(Promise(f"{cell}: added ITL p99.9 over {SINGLE}", added(rows, cell, ONE_HOP, "itl", "p999"), 1.0))
     per = next((row["kib_per_stream"] for row in result["idle"] if row["peer"] == "pdrelay" and "error" not in row), None)
     out.append(Promise("idle stream, KiB of RSS", per, 8.0))
     for count in (64, 512):
