@@ -104,14 +104,16 @@ impl Address {
     /// Parses one address, no URL; the error is the sentence to show (without place).
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        if let Some(path) = text.strip_prefix("unix:") {
+        let is_unix = |word: &str| word.eq_ignore_ascii_case("unix");
+        let no_socket = || {
+            format!("Invalid instance format: {text}; a unix socket is written unix:/absolute/path")
+        };
+        if let Some((_, path)) = text.split_once(':').filter(|(word, _)| is_unix(word)) {
             // It stands in log lines and metrics: nothing in it may end a line.
             return if path.starts_with('/') && !path.contains(char::is_control) {
                 Ok(Address::Unix(PathBuf::from(path)))
             } else {
-                Err(format!(
-                    "Invalid instance format: {text}; a unix socket is written unix:/absolute/path"
-                ))
+                Err(no_socket())
             };
         }
         let (host, port) = split(text)?;
@@ -130,6 +132,10 @@ impl Address {
                 "Invalid host in instance {text}: '{host}' does not appear to be an IPv4 or IPv6 \
                  address, nor a host name"
             ));
+        }
+        // In brackets it gets this far; shown without them, it would be read as a socket.
+        if is_unix(host) {
+            return Err(no_socket());
         }
         Ok(Address::tcp(one_spelling(host), number as u16))
     }

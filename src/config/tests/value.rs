@@ -176,6 +176,12 @@ fn addresses_hold_nothing_odd() {
         assert!(Address::parse(text).is_err(), "{text:?}");
     }
     assert_eq!(Address::parse("h:080"), Ok(Address::tcp("h", 80)));
+    // A host of this name, shown as hosts are, would be read as a socket.
+    for text in ["unix:4", "unIx:4", "[unix]:4", "[UNIX]:4"] {
+        let why = Address::parse(text).expect_err(text);
+        assert!(why.ends_with("written unix:/absolute/path"), "{why}");
+    }
+    assert_eq!(Address::parse("UNIX:/a"), Address::parse("unix:/a"));
 }
 
 #[test]
