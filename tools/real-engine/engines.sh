@@ -45,7 +45,7 @@ start() { # tag
   # What the one before it said may explain why it had to die.
   [ -f "$RT/$tag.log" ] && mv "$RT/$tag.log" "$RT/$tag.log.before"
   local calm=''
-  [ "$KV_DEVICE" = cpu ] && calm=$HERE/few-cores
+  [ "$KV_DEVICE" = cpu ] && calm=$HERE/few-cores${PYTHONPATH:+:$PYTHONPATH}
   # Each engine leads a process group, so that all of it can be stopped.
   setsid env ${calm:+PYTHONPATH="$calm"} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONHASHSEED=0 \
     VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
@@ -65,7 +65,7 @@ wait_up() { # tag, and all that start beside it
   return 1
 }
 
-# On a CPU, the NixlConnector pins each worker to the last core of its NUMA node. Workers that wait spin there, so
+# On a CPU, the NixlConnector pins each worker to the last core of its NUMA node. All of them work there, so
 # that engines on one machine starve each other and a hand-over may outlast the 30 s for which P holds the KV. They
 # do it before they answer /health, and whoever waits for that asks at once: so this is done again and again meanwhile.
 unpin() { # tag...

@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.request
 
-from forwarder import CHAT, COMPLETIONS, Client, Forwarder, chat, completion, expect, ids, metric, post, stillness, until, wrong
+from forwarder import CHAT, COMPLETIONS, Client, Forwarder, chat, completion, expect, ids, metric, post, starved, until, wrong
 
 HERE = pathlib.Path(__file__).parent
 E = os.environ.get
@@ -114,15 +114,7 @@ def back_after(left, limit=45):
     """How long after `left` P's KV usage was back; None if never."""
     if until(limit, lambda: usage() == 0 and not busy(P)) is None:
         return None
-    return less_stillness(left, time.time())
-
-
-def less_stillness(begin, end):
-    """What of that time this machine was running."""
-    still = stillness.between(begin, end)
-    if still:
-        print(f"  (this machine stood still for {still:.2f} s of {end - begin:.2f} s: not counted)", flush=True)
-    return end - begin - still
+    return starved.seconds(left, time.time())
 
 
 def watch_leases(since):
@@ -256,18 +248,11 @@ def first():
         if tag not in E("TAGS", "d0,p0").split(","):
             continue
         for turn, case in enumerate(cases):
-            plays = 1
-            while not first_after_restart(it, tag, base, forwarder, turn, case, may_repeat=plays < PLAYS):
-                plays += 1
+            first_after_restart(it, tag, base, forwarder, turn, case)
     it.stop()
 
 
-# A scene in which the machine stood still says nothing about waits: what slows it goes on for a while. It is played again.
-PLAYS = 4
-
-
-def first_after_restart(it, tag, base, forwarder, turn, case, may_repeat):
-    """False: it took too long, but the machine stood still; nothing is said of it. An expired lease is never excused."""
+def first_after_restart(it, tag, base, forwarder, turn, case):
     if until(LEASE, lambda: usage() == 0) is None:
         expect("P holds no KV before", False)
     engines_do("crash", tag)
@@ -276,18 +261,13 @@ def first_after_restart(it, tag, base, forwarder, turn, case, may_repeat):
     forwarder.up()
     if until(10, lambda: ready(it.relay.url)) is None:
         expect(f"{tag} is back", False)
-    before, began = expired(), time.time()
+    before = expired()
     left = it.leave(case, turn)
     took = back_after(left) or 99
     after_p = it.after_p(left, took)
-    paused = stillness.between(began, time.time()) > 0
     grown = watch_leases(before)
-    if grown == 0 and after_p > 2 and paused and may_repeat:
-        print(f"  (left {said(case)} after a restart of {tag}: {after_p:.2f} s in a machine that stood still; played again)", flush=True)
-        return False
     expect(f"the first client after a restart of {tag} left {said(case)}", grown == 0 and after_p <= 2,
            f"expired {grown}, P's KV back after {took:.2f} s, of which after P's work was over {after_p:.2f} s")
-    return True
 
 
 def strangers():
@@ -449,7 +429,7 @@ def serves_again(relay, tag, base, role, through=(), loaded=False):
     until(30, served)
     first = (served() or [None])[0]
     process.wait()
-    seconds = less_stillness(health, ended(first[5])) if first else 99
+    seconds = starved.seconds(health, ended(first[5])) if first else 99
     given = began(first[5]) + (prefilled(first[5]) if role == 2 else 0) if first else health + 99
     spans = first and " ".join(re.findall(r"(?:prefill|decode_head|total)_ms=\S+", first[5]))
     refused = sum(line[0] != 200 and ended(line[5]) > health for line in relay.access()[before:])
@@ -459,7 +439,7 @@ def serves_again(relay, tag, base, role, through=(), loaded=False):
         rest = ended(first[5]) - began(first[5]) - sum(own)
         told += f"; by forwarders, P took {own[0]:.3f} s and D {own[1]:.3f} s of it; the rest, {rest:.3f} s, is pdrelay's and the forwarders'"
     if loaded:
-        given = less_stillness(health, given)
+        given = starved.seconds(health, given)
         expect(f"{tag} restarted: is given what it serves within 2 s of its /health", given <= 2, f"after {given:.2f} s, all of it was there {told}")
     else:
         expect(f"{tag} restarted: serves again within 2 s of its /health", seconds <= 2, told)

@@ -23,9 +23,9 @@ def expect(name, right, seen=""):
         wrong.append(name)
 
 
-class Stillness:
-    """Knows when this machine stood still: a thread that asks for 20 ms of sleep and is woken a second later was not kept
-    from its CPU by engines, however busy; a virtual machine was paused. What is timed across such a moment is no wait for anyone.
+class Starved:
+    """Knows when this process was left without a CPU for over a second: a thread asked for 20 ms of sleep. The virtual machine was
+    paused, or its kernel let others run (see README, sched_yield). What is timed across it counts all the same; it is only said.
     """
 
     def __init__(self, least=1.0):
@@ -41,13 +41,16 @@ class Stillness:
                 self.spells.append((last, now))
             last = now
 
-    def between(self, begin, end):
-        """Seconds of it."""
+    def seconds(self, begin, end):
+        """From `begin` to `end`, after having said how much of it was such a spell."""
         time.sleep(0.05)  # the watch may be as late as we are
-        return sum(max(0.0, min(end, to) - max(begin, at)) for at, to in self.spells)
+        lost = sum(max(0.0, min(end, to) - max(begin, at)) for at, to in self.spells)
+        if lost:
+            print(f"  (for {lost:.2f} of these {end - begin:.2f} s, this process was left without a CPU)", flush=True)
+        return end - begin
 
 
-stillness = Stillness()
+starved = Starved()
 
 
 def place(base):
