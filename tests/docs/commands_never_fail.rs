@@ -107,6 +107,17 @@ impl Ports {
         panic!("no free ports");
     }
 
+    /// Waits until all are free again: the kernel closes what a killed process had in its ring only after its end.
+    fn settle(&self) {
+        let end = Instant::now() + Duration::from_secs(15);
+        for port in self.base..self.base + WIDTH * RANGES.len() as u16 {
+            while let Err(error) = TcpListener::bind(("127.0.0.1", port)) {
+                assert!(Instant::now() < end, "{port}: {error}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
     fn of(&self, port: u16) -> Option<u16> {
         let range = RANGES
             .iter()
@@ -386,6 +397,7 @@ fn perform(page: &str, seed: usize) -> (usize, Vec<String>) {
         if own.is_empty() {
             continue;
         }
+        ports.settle();
         let place = Place::new(&format!("{seed}-{section}"), &ports);
         let mut scene = Scene {
             place: &place,
