@@ -60,6 +60,8 @@ fn models_are_listed_without_asking_an_engine() {
         let all = rig.sim.transcript(0);
         all.iter().filter(|r| r.path == "/v1/models").count()
     };
+    // Each engine is asked once after its start, behind everybody's back.
+    eventually("it is asked what it is", || asked(&rig) == 1);
     let before = asked(&rig);
     assert_eq!(
         rig.get("/v1/models").text(),
