@@ -34,6 +34,9 @@ pub struct Thread {
     tasks: Cell<usize>,
     ids: Cell<u64>,
     queue: RefCell<Queue>,
+    /// Connections that have made their last request. Open until all have: closing them is work for the server, and
+    /// the requests that still run would be measured beside it.
+    done: RefCell<Vec<Conn>>,
 }
 
 /// Requests that are due (open loop) and connections that wait for one.
@@ -65,6 +68,7 @@ impl Thread {
             tasks: Cell::new(0),
             ids: Cell::new(0),
             queue: RefCell::default(),
+            done: RefCell::default(),
         })
     }
 
@@ -84,6 +88,7 @@ impl Thread {
             monoio::time::sleep(SWEEP).await;
             self.sweep();
         }
+        self.done.take();
         self.publish();
         self.shared.wake_main();
     }
@@ -185,7 +190,7 @@ async fn closed_loop(thread: Rc<Thread>) {
         let phase = thread.shared.phase();
         let measured = phase == Phase::Measure;
         if phase >= Phase::Drain || !thread.shared.claim(measured) {
-            return;
+            break;
         }
         // The next request is due when the last one ended: time spent in pdload itself counts.
         if !conn
@@ -199,12 +204,14 @@ async fn closed_loop(thread: Rc<Thread>) {
             conn.last = thread.shared.now();
         }
     }
+    thread.done.borrow_mut().push(conn);
 }
 
 async fn open_loop(thread: Rc<Thread>, mut conn: Conn) {
     while let Some(job) = thread.next_job().await {
         conn.run(job).await;
     }
+    thread.done.borrow_mut().push(conn);
 }
 
 /// Says when requests are due, until the window ends.

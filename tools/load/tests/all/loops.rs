@@ -1,7 +1,8 @@
 //! Closed and open loop against a server that behaves, and one that stalls.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::server::*;
@@ -103,6 +104,32 @@ fn an_idle_connection_closed_by_the_server_is_replaced_in_time() {
     let report = load(&url, "-n 10 --rate 20 --arrivals constant --no-stream");
     assert!(report.clean(), "{report}");
     assert_eq!(report.connections.reconnects, report.connections.opened - 1);
+}
+
+#[test]
+fn no_connection_is_closed_while_another_still_has_a_request() {
+    let (closed, early) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, seen) = (closed.clone(), early.clone());
+    let first = AtomicBool::new(true);
+    let url = serve(move |stream, _| {
+        if !first.swap(false, Relaxed) {
+            json_answer(stream, "a");
+            let more = stream.peek(&mut [0]).is_ok_and(|n| n > 0);
+            count.fetch_add(usize::from(!more), Relaxed);
+            return more;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        seen.store(count.load(Relaxed), Relaxed);
+        json_answer(stream, "a")
+    });
+    let report = load(&url, "-n 8 -c 8 --no-stream");
+    assert!(report.clean(), "{report}");
+    assert_eq!(early.load(Relaxed), 0, "closed before the slow answer came");
+    let began = Instant::now();
+    while (closed.load(Relaxed) as u64) < report.connections.opened - 1 {
+        assert!(began.elapsed() < Duration::from_secs(10), "not closed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Answers at once, except between 0.4 s and 1.4 s after its first request, when it answers nobody.
