@@ -40,6 +40,7 @@ use crate::config::{Config, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
+use crate::net::gate::Gate;
 use crate::net::pace::Pace;
 use crate::net::pool::Pool;
 use crate::net::runtime::Driver;
@@ -68,6 +69,7 @@ pub struct Tools {
     pub view: Rc<LoadView>,
     pub sweep: Rc<Sweep>,
     pub pace: Pace,
+    pub gate: Gate,
     pub metrics: Rc<ShardMetrics>,
     pub rng: Rng,
     /// To the Redis that proxies share, if there is one; made by the first who wants it.
@@ -155,6 +157,8 @@ pub struct Trace {
     /// When the first byte of the head was there.
     pub started: Instant,
     pub body: Cell<Option<Duration>>,
+    /// In the gate, if it had to wait there.
+    pub queue: Cell<Option<Duration>>,
     pub encode: Cell<Option<Duration>>,
     pub prefill: Cell<Option<Duration>>,
     pub decode_head: Cell<Option<Duration>>,
@@ -180,6 +184,7 @@ impl Trace {
         Trace {
             started,
             body: Cell::default(),
+            queue: Cell::default(),
             encode: Cell::default(),
             prefill: Cell::default(),
             decode_head: Cell::default(),
@@ -234,6 +239,7 @@ impl Trace {
         out.extend_from_slice(b"server-timing: ");
         let spans = [
             ("body", self.body.get()),
+            ("queue", self.queue.get()),
             ("encode", self.encode.get()),
             ("prefill", self.prefill.get()),
             ("decode_head", self.decode_head.get()),

@@ -61,6 +61,7 @@ pub struct Access {
     pub chunks: u64,
     pub retries: u8,
     pub body: Option<Duration>,
+    pub queue: Option<Duration>,
     pub encode_time: Option<Duration>,
     pub prefill_time: Option<Duration>,
     pub decode_head: Option<Duration>,
@@ -90,6 +91,7 @@ impl Default for Access {
             chunks: 0,
             retries: 0,
             body: None,
+            queue: None,
             encode_time: None,
             prefill_time: None,
             decode_head: None,
@@ -133,9 +135,10 @@ impl Access {
         ]
     }
 
-    fn spans(&self) -> [(&'static str, Option<Duration>); 7] {
+    fn spans(&self) -> [(&'static str, Option<Duration>); 8] {
         [
             ("body_ms", self.body),
+            ("queue_ms", self.queue),
             ("encode_ms", self.encode_time),
             ("prefill_ms", self.prefill_time),
             ("decode_head_ms", self.decode_head),

@@ -84,6 +84,8 @@ labels! {
     /// A measured part of a request's life. `Ttft` and `Total` count from the request's first byte.
     Span {
         Body = "body",
+        // Behind others that the same shard has yet to begin; only requests that had to wait are counted.
+        Queue = "queue",
         Encode = "encode",
         Prefill = "prefill",
         // From P's answer until its KV had arrived at D.

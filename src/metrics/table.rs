@@ -150,7 +150,7 @@ rows! {
     /// Durations that a shard observes.
     Histogram in HISTOGRAMS:
     stage(stage: Span)
-        "pdrelay_stage_seconds", "Time per stage of a request.";
+        "pdrelay_stage_seconds", "Time per stage of a request; queue: of those only that had to wait for their turn.";
     chunk_gap()
         "pdrelay_chunk_gap_seconds", "Time between two pieces of one streamed reply.";
 }

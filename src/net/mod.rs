@@ -1,7 +1,7 @@
 //! Floor 1: sockets, and nothing about what is said over them beyond framing.
 //!
 //! * **For:** the runtime ladder, listeners, streams, the per-connection inbox, upstream connections and
-//!   their pool, deadlines, the shard's pace. Built on raw monoio streams.
+//!   their pool, deadlines, the shard's pace and its gate. Built on raw monoio streams.
 //! * **Must never:** drop an operation in flight and go on using its socket (monoio 0.2.4 loses the data
 //!   or the descriptor); block (no DNS, no files; [`pace`] alone rests, if told to); use
 //!   `write_vectored_all` (use-after-free when dropped); know what an instance, a policy or a handshake is.
@@ -18,6 +18,7 @@
 //!   so noticing costs no operation of its own.
 
 pub mod buffer;
+pub mod gate;
 pub mod inbox;
 pub mod limit;
 pub mod listen;

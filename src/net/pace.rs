@@ -86,13 +86,14 @@ impl Pace {
         }
     }
 
-    /// To be called from the main future whenever that is polled.
-    pub fn turn(&self, cx: &mut Context<'_>) {
+    /// To be called from the main future whenever that is polled. No rest while requests wait for the next turn.
+    pub fn turn(&self, cx: &mut Context<'_>, crowded: bool) {
         remember(&self.main, cx);
         match self.manner {
             Manner::Wait => {}
             // The loop submits when it goes round, and only then: a ring would get the writes after the rest.
             Manner::Window(_) if self.unsent.replace(false) => wake(&self.restless),
+            Manner::Window(_) if crowded => {}
             Manner::Window(window) => {
                 // The reads that follow those writes are not submitted yet. They are after this, when some of them have
                 // something to read: those need no wake-up of their own.

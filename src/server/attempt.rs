@@ -44,7 +44,11 @@ pub async fn generate(
         measure::note_model(&x.trace, &x.request());
     }
     let result = match x.find_model() {
-        Ok(()) => run(shard, &x, reply).await,
+        Ok(()) => {
+            let passed = x.tools.gate.pass().await;
+            x.trace.queue.set(passed.waited);
+            run(shard, &x, reply).await
+        }
         Err(error) => Err(error),
     };
     let end = settle(shard, reply, &x.request().id, result).await;

@@ -480,6 +480,7 @@ impl Client {
             chunks: reply.chunks,
             retries: trace.retries.get(),
             body: trace.body.get(),
+            queue: trace.queue.get(),
             encode_time: trace.encode.get(),
             prefill_time: trace.prefill.get(),
             decode_head: trace.decode_head.get(),
@@ -530,6 +531,7 @@ async fn own_page(
 fn observe(metrics: &ShardMetrics, trace: &Trace, total: Duration) {
     let spans = [
         (Span::Body, trace.body.get()),
+        (Span::Queue, trace.queue.get()),
         (Span::Encode, trace.encode.get()),
         (Span::Prefill, trace.prefill.get()),
         (Span::DecodeHead, trace.decode_head.get()),

@@ -25,6 +25,7 @@ use crate::exchange::{Tools, shape};
 use crate::log;
 use crate::metrics::{Counter, Gauge};
 use crate::net::buffer::Buffers;
+use crate::net::gate::Gate;
 use crate::net::listen;
 use crate::net::pace::{Manner, Pace};
 use crate::net::pool::Pool;
@@ -149,7 +150,13 @@ async fn serve(start: Start, driver: Driver, line: String) {
     } = start;
     let fds = listeners.iter();
     let fds = fds.map(|(door, listener)| (*door, listener.as_raw_fd()));
-    let shard = Rc::new(new_shard(index, shared, driver, fds.collect()));
+    let shard = match new_shard(index, shared, driver, fds.collect()) {
+        Ok(shard) => Rc::new(shard),
+        Err(error) => {
+            let _ = report.send((index, Err(format!("it cannot begin: {error}"))));
+            return;
+        }
+    };
     // Before the report: whoever connects once the server says that it listens is steered already.
     if let Some(cpu) = cpu.filter(|_| shard.tools.config().cores.steer_by_cpu) {
         for (_, listener) in &listeners {
@@ -165,13 +172,15 @@ async fn serve(start: Start, driver: Driver, line: String) {
     monoio::spawn(sweep(shard.clone()));
     let restless = shard.clone();
     monoio::spawn(async move { restless.tools.pace.keep_awake().await });
+    let gated = shard.clone();
+    monoio::spawn(async move { gated.tools.gate.keep().await });
     monoio::spawn(listen_to_letters(shard.clone(), ear, driver));
     poll_fn(|cx| {
         if shard.stop.get() {
             return Poll::Ready(());
         }
         *shard.stop_waker.borrow_mut() = Some(cx.waker().clone());
-        shard.tools.pace.turn(cx);
+        shard.tools.pace.turn(cx, shard.tools.gate.crowded());
         Poll::Pending
     })
     .await;
@@ -182,7 +191,7 @@ fn new_shard(
     shared: Arc<Shared>,
     driver: Driver,
     listeners: Vec<(u16, RawFd)>,
-) -> Shard {
+) -> io::Result<Shard> {
     let config = shared.config.get();
     let idle_ms = config.timeouts.pool_idle.as_millis() as u64;
     let tools = Tools {
@@ -195,6 +204,7 @@ fn new_shard(
         view: LoadView::new(config.scheduling.load_view_max_age),
         sweep: Rc::new(Sweep::default()),
         pace: Pace::new(manner(&config.cores)),
+        gate: Gate::new(driver)?,
         metrics: Rc::new(shared.metrics.shard(index)),
         rng: Rng::from_entropy(),
         redis: std::cell::OnceCell::new(),
@@ -208,7 +218,7 @@ fn new_shard(
         shard: index,
         waiters: Waiters::default(),
     };
-    Shard {
+    Ok(Shard {
         index,
         shared,
         tools: Rc::new(tools),
@@ -218,7 +228,7 @@ fn new_shard(
         stop: Cell::new(false),
         stop_waker: RefCell::new(None),
         listeners,
-    }
+    })
 }
 
 /// Accepts for ever, in a task that is never cancelled: a cancelled accept leaks a descriptor.

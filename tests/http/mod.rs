@@ -4,6 +4,7 @@ mod binary;
 mod bodies_never_reach_engines_changed;
 mod broken_streams_never_end_clean;
 mod chunks_never_allocate;
+mod crowds_never_lose_a_request;
 mod departed_clients_never_keep_an_engine_busy;
 mod fake;
 mod framing_never_changes_body_bytes;

@@ -96,6 +96,15 @@ struct Book {
 }
 
 impl Book {
+    /// With room for all that is ever remembered: growing by copying would stop the engine's thread for up to 30 ms,
+    /// and whoever measures a proxy would take that for the proxy's. (What is not used is not touched.)
+    fn new() -> Book {
+        Book {
+            grants: VecDeque::with_capacity(REMEMBERED + 1),
+            ..Book::default()
+        }
+    }
+
     /// Frees what is past its lease.
     fn sweep(&mut self, now: u64) {
         while let Some(grant) = self.grants.get_mut(self.swept) {
@@ -171,7 +180,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub fn new(engines: usize) -> Ledger {
         Ledger {
-            books: (0..engines).map(|_| Mutex::default()).collect(),
+            books: (0..engines).map(|_| Mutex::new(Book::new())).collect(),
             met: (0..engines * engines).map(|_| AtomicU64::new(0)).collect(),
             notes: Mutex::default(),
             reused: AtomicU64::new(0),
