@@ -40,7 +40,7 @@ use crate::config::{Config, Role};
 use crate::error::{Error, Kind, Stage};
 use crate::metrics::{Counter, ShardMetrics, Skip};
 use crate::net::buffer::Buffers;
-use crate::net::gate::Gate;
+use crate::net::gate::{Gate, Passed};
 use crate::net::pace::Pace;
 use crate::net::pool::Pool;
 use crate::net::runtime::Driver;
@@ -422,6 +422,19 @@ impl Exchange {
             monoio::time::sleep(slice).await;
             left -= slice;
         }
+    }
+
+    /// Waits until its shard begins with it; what this gives is to be held while it is under way.
+    ///
+    /// # Errors
+    /// The client left meanwhile, or the request's deadline passed.
+    pub async fn begin(&self) -> Result<Passed<'_>, Error> {
+        // The wait for its last byte is over.
+        self.slot.disarm();
+        let over = || self.slot.fired().is_some();
+        let passed = self.tools.gate.pass(over).await;
+        self.trace.queue.set(passed.waited);
+        self.ended(Stage::Body).map_or(Ok(passed), Err)
     }
 
     /// To be asked before an operation is begun: after the client left, nothing new is.

@@ -1,11 +1,12 @@
 //! The work that is begun before the work that is new: a shard that is crowded lets requests begin in order, a few at
 //! a time.
 //!
-//! A ring finishes at most 20 waiting reads per turn of the loop (the kernel's IO_LOCAL_TW_DEFAULT_MAX), oldest first.
-//! When more clients ask than a shard can serve, their requests stand in that line, and so does everything that comes
-//! from engines: the next chunk of a stream, or the answer for a request that is nearly done, waits behind a thousand
+//! A ring finishes at most 20 waiting reads per turn of the loop, oldest first (the kernel's IO_LOCAL_TW_DEFAULT_MAX;
+//! one without DEFER_TASKRUN finishes them all, and the loop looks at it again when it has dealt with them). When more
+//! clients ask than a shard can serve, their requests stand in that line, and so does everything that comes from
+//! engines: the next chunk of a stream, or the answer for a request that is nearly done, waits behind a thousand
 //! requests that nobody has looked at. With 2,000 clients beside 64 streams of a token each 5 ms, one token in ten came
-//! after 14 ms; now it is 6.5 (benches/README.md). So requests are read as they come, which is cheap, and begin a few
+//! after 14 ms; now it is 6.5 (benches/README.md). So requests are received and indexed as they come, and begin a few
 //! at a time; before the next few the shard waits until all that stood in the line has had its turn.
 //!
 //! ```text
@@ -36,7 +37,7 @@ use super::stream::{Stream, shutdown_now};
 const AT_ONCE: usize = 32;
 /// A turn in which fewer begin is no crowd: the line is not looked at.
 const FEW: usize = 4;
-/// As long as no more are under way, the line cannot be long.
+/// So few are not much delayed by whoever stands before them.
 const UNDER_WAY: usize = 100;
 
 /// Of one shard; its [`Gate::keep`] has to run there.
@@ -87,12 +88,14 @@ impl Line {
     /// Ends when all that stands in the line now has been served. The ring takes the read first, which has to wait
     /// for the write, and so stands behind everybody when that is done.
     async fn pass(&self) {
+        // If one fails, the other would wait for ever, or the next find too much: from then on both end at once.
         let read = async {
-            let _ = self.read.read(Vec::with_capacity(1)).await;
+            if self.read.read(Vec::with_capacity(1)).await.0.is_err() {
+                shutdown_now(self.read.fd());
+            }
         };
         let write = async {
             if self.write.write_all(vec![0]).await.0.is_err() {
-                // Or the read would wait for ever; from now on it is over at once.
                 shutdown_now(self.read.fd());
             }
         };
@@ -127,14 +130,15 @@ impl Gate {
         })
     }
 
-    /// Waits until a request may begin. It is under way until what this gives is dropped.
-    pub async fn pass(&self) -> Passed<'_> {
-        let waited = self.wait().await;
+    /// Waits until a request may begin, or until it is `over`, if its task is woken then. It is under way until what
+    /// this gives is dropped.
+    pub async fn pass(&self, over: impl Fn() -> bool) -> Passed<'_> {
+        let waited = self.wait(over).await;
         self.under_way.set(self.under_way.get() + 1);
         Passed { gate: self, waited }
     }
 
-    async fn wait(&self) -> Option<Duration> {
+    async fn wait(&self, over: impl Fn() -> bool) -> Option<Duration> {
         self.line.as_ref()?;
         if self.under_way.get() < UNDER_WAY && !self.crowded() {
             return None;
@@ -149,7 +153,8 @@ impl Gate {
         let number = self.given.replace(self.given.get() + 1);
         let mut queued = false;
         poll_fn(|cx| {
-            if number < self.called.get() {
+            // Who leaves the line stays in it, and is called as well.
+            if number < self.called.get() || over() {
                 return Poll::Ready(());
             }
             // Its task's waker stays the same.
@@ -165,6 +170,12 @@ impl Gate {
     /// Does anybody wait?
     pub fn crowded(&self) -> bool {
         !self.waiting.borrow().is_empty()
+    }
+
+    /// The shard stops: whoever still waits is let go, and does not keep what it holds.
+    pub fn close(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        drop(waiting);
     }
 
     fn wake_keeper(&self) {
@@ -215,6 +226,13 @@ mod tests {
     use super::super::runtime;
     use super::*;
 
+    /// Whose answer is here as soon as the loop has come round.
+    async fn ask_an_engine(driver: Driver) {
+        let (half, _) = UnixStream::pair().expect("two descriptors");
+        let engine = Stream::from_unix(OwnedFd::from(half), driver).expect("a stream");
+        assert_eq!(engine.read(Vec::with_capacity(1)).await.0.unwrap(), 0);
+    }
+
     /// A shard of this many requests, all here at once. Each begins, asks an engine, and is done when it has read the
     /// answer. Gives the order in which they began, how many were under way at most, and how many had to wait.
     fn crowd(polls: bool, requests: usize, leaves: fn(usize) -> bool) -> (Driver, Seen) {
@@ -231,14 +249,14 @@ mod tests {
                     monoio::spawn(async move {
                         if leaves(number) {
                             // Dropped while it waits, as a connection that ends in a panic.
-                            let mut pass = Box::pin(gate.pass());
+                            let mut pass = Box::pin(gate.pass(|| false));
                             poll_fn(|cx| Poll::Ready(pass.as_mut().poll(cx).is_ready())).await;
                             return;
                         }
-                        let passed = gate.pass().await;
+                        let passed = gate.pass(|| false).await;
                         seen.borrow_mut().begin(number, passed.waited.is_some());
-                        if let Some(engine) = Line::new(driver).expect("two descriptors") {
-                            engine.pass().await;
+                        if driver != Driver::Epoll {
+                            ask_an_engine(driver).await;
                         }
                         seen.borrow_mut().under_way -= 1;
                     })

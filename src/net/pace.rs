@@ -5,7 +5,7 @@
 //!   waits again. With a window it wakes at most once in that time: after a turn that has relayed something it
 //!   rests until the window since its last rest is over, and finds all that came meanwhile. Whatever else comes while
 //!   it rests waits as well. A shard that is busy for longer than the window in any case, or is woken less often,
-//!   never rests.
+//!   never rests, nor does one whose [gate](super::gate) has somebody waiting.
 //! * *Busy poll.* For so long after the last byte to a client or an engine it does not wait at all but looks again
 //!   and again, so that no wake-up stands between a packet and its relay. It takes the whole core meanwhile.
 //!

@@ -43,14 +43,7 @@ pub async fn generate(
     if xpyd_face {
         measure::note_model(&x.trace, &x.request());
     }
-    let result = match x.find_model() {
-        Ok(()) => {
-            let passed = x.tools.gate.pass().await;
-            x.trace.queue.set(passed.waited);
-            run(shard, &x, reply).await
-        }
-        Err(error) => Err(error),
-    };
+    let result = begin(shard, &x, reply).await;
     let end = settle(shard, reply, &x.request().id, result).await;
     drop(admitted);
     if xpyd_face {
@@ -87,6 +80,12 @@ pub fn finish(x: Exchange, endpoint: Endpoint, end: log::End) -> Outcome {
         trace: x.trace,
         end,
     }
+}
+
+async fn begin(shard: &Rc<Shard>, x: &Exchange, reply: &mut Reply) -> Result<(), Error> {
+    x.find_model()?;
+    let _begun = x.begin().await?;
+    run(shard, x, reply).await
 }
 
 /// Runs the script until it succeeds, or fails in a way that another try would not mend, or there is no

@@ -47,6 +47,7 @@ pub async fn profile(shard: &Rc<Shard>, request: Rc<Request>, reply: &mut Reply)
 }
 
 async fn run(x: &Exchange, reply: &mut Reply, roles: &[Role]) -> Result<(), Stop> {
+    let _begun = x.begin().await?;
     let now = now_ms();
     let mut roles = roles.to_vec();
     roles.retain(|role| !x.cluster.role(*role).is_empty());
@@ -101,6 +102,7 @@ pub async fn checked(
 
 async fn to_first(x: &Exchange, reply: &mut Reply) -> Result<(), Stop> {
     x.find_model()?;
+    let _begun = x.begin().await?;
     let nobody = "no instance is available";
     let mut last = Error::new(Kind::NoInstance, Stage::DecodeHead, nobody);
     let mut tried = Vec::new();

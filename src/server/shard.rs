@@ -184,6 +184,7 @@ async fn serve(start: Start, driver: Driver, line: String) {
         Poll::Pending
     })
     .await;
+    shard.tools.gate.close();
 }
 
 fn new_shard(

@@ -82,7 +82,10 @@ fn times(x: &Exchange, reply: &Reply, end: End, total: Duration) -> [Option<Dura
         trace.prefill.get().map(
             |prefill| match (trace.ttft.get(), trace.decode_head.get()) {
                 (Some(head_at), Some(head)) => head_at.saturating_sub(head),
-                _ => trace.body.get().unwrap_or_default() + prefill,
+                _ => {
+                    let before = [trace.body.get(), trace.queue.get()];
+                    before.into_iter().flatten().sum::<Duration>() + prefill
+                }
             },
         );
     // Without a decode instance it was refused, not done.
