@@ -47,7 +47,7 @@ pub struct Gate {
     /// Since the line was looked at, or in this turn.
     begun: Cell<usize>,
     under_way: Cell<usize>,
-    /// Numbers given to those who wait, and how many of them may have begun.
+    /// Places given in `waiting`, and how many of them have been called.
     given: Cell<u64>,
     called: Cell<u64>,
     waiting: RefCell<VecDeque<Waker>>,
@@ -150,15 +150,15 @@ impl Gate {
             return None;
         }
         let since = Instant::now();
-        let number = self.given.replace(self.given.get() + 1);
-        let mut queued = false;
+        let mut place = None;
         poll_fn(|cx| {
-            // Who leaves the line stays in it, and is called as well.
-            if number < self.called.get() || over() {
+            // Who leaves the line keeps a place in it, and is called as well.
+            if place.is_some_and(|place| place < self.called.get()) || over() {
                 return Poll::Ready(());
             }
             // Its task's waker stays the same.
-            if !std::mem::replace(&mut queued, true) {
+            if place.is_none() {
+                place = Some(self.given.replace(self.given.get() + 1));
                 self.waiting.borrow_mut().push_back(cx.waker().clone());
             }
             Poll::Pending
@@ -248,8 +248,9 @@ mod tests {
                     let (gate, seen) = (gate.clone(), seen.clone());
                     monoio::spawn(async move {
                         if leaves(number) {
-                            // Dropped while it waits, as a connection that ends in a panic.
-                            let mut pass = Box::pin(gate.pass(|| false));
+                            // One is gone already, one is dropped while it waits (a connection that ends in a panic).
+                            let gone = number % 2 == 0;
+                            let mut pass = Box::pin(gate.pass(|| gone));
                             poll_fn(|cx| Poll::Ready(pass.as_mut().poll(cx).is_ready())).await;
                             return;
                         }
