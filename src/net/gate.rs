@@ -6,7 +6,7 @@
 //! clients ask than a shard can serve, their requests stand in that line, and so does everything that comes from
 //! engines: the next chunk of a stream, or the answer for a request that is nearly done, waits behind a thousand
 //! requests that nobody has looked at. With 2,000 clients beside 64 streams of a token each 5 ms, one token in ten came
-//! after 14 ms; now it is 6.5 (benches/README.md). So requests are received and indexed as they come, and begin a few
+//! after 15.5 ms; now it is 6.4 (benches/README.md). So requests are received and indexed as they come, and begin a few
 //! at a time; before the next few the shard waits until all that stood in the line has had its turn.
 //!
 //! ```text
