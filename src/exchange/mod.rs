@@ -31,6 +31,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cluster::load::LoadView;
@@ -86,12 +87,18 @@ pub struct Tools {
     pub shard: usize,
     /// Who waits for notices.
     pub waiters: notice::Waiters,
+    /// The process takes no new connections, and each one's next answer is its last.
+    pub draining: Arc<AtomicBool>,
 }
 
 impl Tools {
     /// The configuration as it is now; a request keeps the one it began with.
     pub fn config(&self) -> Snapshot<Config> {
         self.settings.get()
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }
 

@@ -16,15 +16,12 @@ impl Reply {
         self.status = 200;
         let mut out =
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n".to_vec();
-        match self.http11 {
-            true => put_field(&mut out, b"transfer-encoding", b"chunked"),
-            false => self.keep_alive = false,
+        if self.http11 {
+            put_field(&mut out, b"transfer-encoding", b"chunked");
         }
         put_field(&mut out, b"x-request-id", x.request().id.as_bytes());
         x.trace.server_timing(&mut out);
-        if !self.keep_alive {
-            put_field(&mut out, b"connection", b"close");
-        }
+        self.put_connection(&mut out, self.http11);
         out.extend_from_slice(b"\r\n");
         x.trace.ttft.set(Some(x.trace.started.elapsed()));
         x.trace.first_chunk.set(x.trace.ttft.get());

@@ -247,8 +247,11 @@ impl Reply {
         }
     }
 
-    fn put_connection(&mut self, out: &mut Vec<u8>, framed: bool) {
-        self.keep_alive &= framed;
+    /// Decided here, as late as can be: a proxy that has begun to drain since the request came takes no other
+    /// on this connection than what is here already, and whoever is not told so sends it into the void.
+    pub fn put_connection(&mut self, out: &mut Vec<u8>, framed: bool) {
+        let last = self.tools.draining() && self.inbox.look(<[u8]>::is_empty);
+        self.keep_alive &= framed && !last;
         if !self.keep_alive {
             put_field(out, b"connection", b"close");
         } else if !self.http11 {

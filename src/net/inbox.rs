@@ -63,7 +63,7 @@ impl Inbox {
         self.closed.get()
     }
 
-    /// Looks at the received bytes. Only while idle.
+    /// Looks at the received bytes. While a request is served: what has come behind it.
     pub fn look<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
         f(&self.bytes.borrow())
     }
@@ -88,6 +88,27 @@ impl Inbox {
         .await;
         self.mode.set(Mode::Idle);
         !self.closed.get()
+    }
+
+    /// The same before a request's first byte, where the slot's limit may pass. False then as well: whoever
+    /// has not closed by then is to be hung up on.
+    pub async fn first(&self, slot: &Slot) -> bool {
+        if self.closed.get() {
+            return false;
+        }
+        self.set(Mode::Fill);
+        poll_fn(|cx| {
+            let over = slot.fired().is_some();
+            if self.mode.get() == Mode::Idle || self.closed.get() || over {
+                return Poll::Ready(());
+            }
+            slot.sleep(cx);
+            Poll::Pending
+        })
+        .await;
+        let came = self.mode.get() == Mode::Idle;
+        self.mode.set(Mode::Idle);
+        came && !self.closed.get()
     }
 
     /// Makes room for `total` bytes in one piece, so that a body arrives without being moved.

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use super::stream::{finish_reading, finish_writing, hung_up, shutdown_now};
@@ -57,6 +58,8 @@ pub struct Slot {
     on_gone: Cell<OnGone>,
     /// Nobody reads from the client: ask the kernel at each sweep whether it is still there.
     hangup: Cell<bool>,
+    /// The task of a client that has nothing to say yet.
+    sleeper: RefCell<Option<Waker>>,
     /// Slots of what else this request does at the same time: whatever ends it ends them.
     branches: RefCell<Vec<Weak<Slot>>>,
     clock: Rc<Clock>,
@@ -172,6 +175,16 @@ impl Slot {
         self.fired.get()
     }
 
+    /// The connection waits for a next request, and looks at [`Slot::fired`] when it is woken. A limit that
+    /// passes then ends nothing by itself: a request that came at that very moment may be in our buffer
+    /// already, and with reading shut down it would look like one whose client has left.
+    pub fn sleep(&self, cx: &Context<'_>) {
+        let mut sleeper = self.sleeper.borrow_mut();
+        if sleeper.is_none() {
+            *sleeper = Some(cx.waker().clone());
+        }
+    }
+
     /// Ends what is pending, once: the first reason stands, but for a connect's, which may be forgiven.
     pub fn fire(&self, why: Fired) {
         if matches!(
@@ -189,6 +202,9 @@ impl Slot {
             return;
         }
         match why {
+            Fired::Deadline(Wait::KeepAlive) if self.sleeper.borrow().is_some() => {
+                self.wake();
+            }
             // Only the reading ends: the client can still be told that it was too slow.
             Fired::Deadline(Wait::KeepAlive | Wait::Head | Wait::Body | Wait::Linger) => {
                 finish_reading(client);
@@ -211,8 +227,20 @@ impl Slot {
         }
     }
 
+    fn wake(&self) {
+        if let Some(sleeper) = self.take_sleeper() {
+            sleeper.wake();
+        }
+    }
+
+    /// (Out of the cell before it is used or dropped: a task's end may come back here.)
+    fn take_sleeper(&self) -> Option<Waker> {
+        self.sleeper.borrow_mut().take()
+    }
+
     /// The client's descriptor is about to be closed: never touch that number again.
     pub fn forget_client(&self) {
+        drop(self.take_sleeper());
         self.client.set(NO_FD);
         self.hangup.set(false);
         self.disarm();
@@ -300,6 +328,7 @@ impl Sweep {
             fired: Cell::new(None),
             on_gone: Cell::new(OnGone::Cut),
             hangup: Cell::new(false),
+            sleeper: RefCell::default(),
             branches: RefCell::default(),
             clock: self.clock.clone(),
         });
@@ -312,12 +341,20 @@ impl Sweep {
         self.slot(NO_FD)
     }
 
-    /// Ends connections that wait for a next request: a draining proxy has none for them.
-    pub fn end_idle(&self) {
+    /// Those that wait for a next request wait no longer than this from now on.
+    pub fn hurry_idle(&self, limit: Duration) {
         for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
             if slot.wait.get() == Wait::KeepAlive && slot.deadline_ms.get() != u64::MAX {
-                slot.fire(Fired::Deadline(Wait::KeepAlive));
+                let soon = slot.in_ms(limit);
+                slot.deadline_ms.set(soon.min(slot.deadline_ms.get()));
             }
+        }
+    }
+
+    /// Before the shard ends: a task that is in the hold of its own slot would outlive it.
+    pub fn forget_sleepers(&self) {
+        for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
+            drop(slot.take_sleeper());
         }
     }
 

@@ -88,7 +88,7 @@ async fn greet(
     slot: &Slot,
 ) -> Option<(Rc<Stream>, Vec<u8>)> {
     let config = shard.tools.config();
-    slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
+    slot.arm(Wait::KeepAlive, shard.idle_limit());
     let (result, bytes) = stream.read(shard.tools.buffers.lend(SMALL)).await;
     if result.ok()? == 0 {
         return None;
@@ -195,13 +195,11 @@ impl Client {
                 Next::Ended => {
                     if !self.inbox.closed() {
                         Box::pin(self.say_end()).await;
+                        self.hang_up().await;
                     }
                     return;
                 }
                 Next::Over => break,
-            }
-            if self.shard.draining() {
-                break;
             }
         }
         if whole && !self.inbox.closed() {
@@ -233,7 +231,7 @@ impl Client {
         let head = &arrived.head;
         reply.http11 = head.http11;
         reply.to_head = head.method == Method::Head;
-        reply.keep_alive = head.keep_alive && !self.shard.draining();
+        reply.keep_alive = head.keep_alive;
         let route = self.route(&arrived, reply);
         if route.needs_no_body() {
             reply.keep_alive &= head.framing == Framing::Length(0);
@@ -424,6 +422,15 @@ impl Client {
         self.slot.arm(Wait::Linger, LINGER);
         self.inbox.discard().await;
         self.slot.disarm();
+    }
+
+    /// On a client that had nothing to say for too long. (One that has just sent something finds out as
+    /// anybody does whose connection was closed while it was idle.)
+    async fn hang_up(&self) {
+        self.slot.end_request();
+        shutdown_now(self.stream.fd());
+        // The pending read has ended by that.
+        self.inbox.discard().await;
     }
 
     async fn reset(&self) {

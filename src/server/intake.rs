@@ -38,7 +38,7 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
     let config = shard.tools.config();
     let mut scan = HeadScan::default();
     let mut started = None;
-    slot.arm(Wait::KeepAlive, config.timeouts.keep_alive);
+    slot.arm(Wait::KeepAlive, shard.idle_limit());
     loop {
         // RFC 9112 2.2: an empty line before a request line is to be ignored.
         while started.is_none() && inbox.look(|b| b.starts_with(b"\r\n")) {
@@ -53,6 +53,8 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
         // A read may end in the middle of the ignorable line: a lone CR starts no head.
         if started.is_none() && inbox.look(|b| !matches!(b, [] | [b'\r'])) {
             started = Some(Instant::now());
+            // It came as its limit passed.
+            slot.forgive();
             slot.arm(Wait::Head, config.timeouts.head);
         }
         let max = config.limits.head_bytes_max;
@@ -72,7 +74,11 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
                 started: started.unwrap_or_else(Instant::now),
             });
         }
-        if !inbox.more().await {
+        let more = match started {
+            None => inbox.first(slot).await,
+            Some(_) => inbox.more().await,
+        };
+        if !more {
             return Err(match slot.fired() {
                 Some(_) if started.is_some() => {
                     refused(Kind::ClientTimeout, "the head did not come in time")

@@ -76,7 +76,7 @@ pub struct Shared {
     /// Generate requests in flight in the process.
     pub in_flight: AtomicUsize,
     pub connections: AtomicUsize,
-    pub draining: AtomicBool,
+    pub draining: Arc<AtomicBool>,
     /// The threads have been told to end.
     pub stopped: AtomicBool,
     pub shards: Arc<Vec<Mailbox<shard::Letter>>>,
@@ -350,7 +350,7 @@ fn build(
         started: Instant::now(),
         in_flight: AtomicUsize::new(0),
         connections: AtomicUsize::new(0),
-        draining: AtomicBool::new(false),
+        draining: Arc::default(),
         stopped: AtomicBool::new(false),
         shards: Arc::new(mailboxes),
         control,

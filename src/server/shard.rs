@@ -37,6 +37,10 @@ use crate::shared::Reader;
 
 use super::{Shared, connection, control, cores};
 
+/// How long a draining shard waits for the next request on a connection whose client could not know that it
+/// drains. Clients that keep a connection for the next request, and have one, send it within milliseconds.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// What other threads tell a shard.
 pub enum Letter {
     /// The control thread's answer.
@@ -218,6 +222,7 @@ fn new_shard(
         settings: Reader::new(shared.config.clone()),
         shard: index,
         waiters: Waiters::default(),
+        draining: shared.draining.clone(),
     };
     Ok(Shard {
         index,
@@ -269,10 +274,6 @@ async fn sweep(shard: Rc<Shard>) {
         tools
             .sweep
             .run(|wait| tools.metrics.inc(Counter::timeouts(wait)));
-        if shard.draining() {
-            // Those that came in last had one sweep's time to say what they want.
-            tools.sweep.end_idle();
-        }
         tools.pool.prune(tools.sweep.clock.coarse_ms());
         follow(Gauge::pool_idle(), &mut idle, tools.pool.idle());
         follow(
@@ -340,7 +341,17 @@ impl Shard {
     }
 
     pub fn draining(&self) -> bool {
-        self.shared.draining.load(Ordering::Relaxed)
+        self.tools.draining()
+    }
+
+    /// How long a client may wait before it sends its next request.
+    pub fn idle_limit(&self) -> Duration {
+        let timeouts = &self.tools.config().timeouts;
+        match self.draining() {
+            // (A short drain is not to be spent on those who have nothing to say.)
+            true => timeouts.keep_alive.min(LAST_CALL).min(timeouts.drain / 4),
+            false => timeouts.keep_alive,
+        }
     }
 
     /// Has the control thread do something, and waits for its answer: a status and a body.
@@ -389,10 +400,11 @@ impl Shard {
             // Ends the pending accept.
             shutdown_now(*listener);
         }
-        self.tools.sweep.end_idle();
+        self.tools.sweep.hurry_idle(self.idle_limit());
     }
 
     fn stop(&self) {
+        self.tools.sweep.forget_sleepers();
         self.stop.set(true);
         if let Some(waker) = self.stop_waker.borrow_mut().take() {
             waker.wake();

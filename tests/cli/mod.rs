@@ -5,6 +5,7 @@ mod checks_never_stop_at_the_first_mistake;
 mod containers_never_need_a_change;
 mod demos_never_need_anything;
 mod doctors_never_see_another_machine;
+mod drains_never_lose_the_next_request;
 mod old_command_lines_never_stop_working;
 mod probes_never_leak_descriptors;
 mod secrets_are_never_printed;

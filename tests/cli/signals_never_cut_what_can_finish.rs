@@ -39,7 +39,7 @@ fn a_running_stream_is_finished() {
         let mut client = stream(&serving, 60);
         serving.program.signal(signal);
         eventually("new connections are refused", || refused(&serving));
-        // An idle connection is let go at once, the busy one at its end.
+        // An idle connection is let go after a last call, the busy one at its end.
         assert!(idle.closed());
         let text = String::from_utf8(client.to_end()).unwrap();
         assert!(text.contains("[DONE]"), "{text}");
@@ -135,7 +135,7 @@ fn a_second_signal_ends_it_at_once() {
     }
 }
 
-/// With nothing to finish there is nothing to wait for, even if a client keeps its connection.
+/// With nothing to finish there is nothing to wait for but a last call, even if a client keeps its connection.
 #[test]
 fn an_idle_proxy_ends_at_once() {
     let mut serving = slow(&[]);

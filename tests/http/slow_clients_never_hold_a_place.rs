@@ -1,9 +1,10 @@
 //! Every wait for a client has an end: heads, bodies, the next request, a reader that does not read.
 
+use std::io::Write;
 use std::thread;
 use std::time::Instant;
 
-use crate::support::{Client, Rig, completion, engine, eventually};
+use crate::support::{Client, Rig, completion, engine, eventually, post_bytes};
 
 use super::{End, ms, patience, quiet, rest_of};
 
@@ -52,7 +53,6 @@ fn a_head_that_drips_is_a_408() {
     let began = Instant::now();
     let mut writer = client.stream.try_clone().unwrap();
     let drip = thread::spawn(move || {
-        use std::io::Write;
         for byte in b"GET /health HTTP/1.1\r\nhost: t\r\n" {
             if writer.write_all(&[*byte]).is_err() {
                 return;
@@ -109,6 +109,48 @@ fn an_idle_connection_is_closed_without_a_word() {
         thread::sleep(ms(180));
         assert_eq!(client.get("/health").status, 200);
     }
+}
+
+/// Its request may have been read when the limit passes: it is answered, or closed without a word as one that
+/// came too late, but it is never begun and then given up as that of a client who has left.
+#[test]
+fn a_request_at_the_end_of_idleness_is_not_one_of_a_departed_client() {
+    let rig = quiet("aggregated", vec![engine(pdsim::Role::Both)], |c| {
+        c.timeouts.keep_alive = ms(100);
+        c.cores.shards = Some(1);
+    });
+    let mut clients: Vec<Client> = (0..300).map(|_| rig.client()).collect();
+    let body = completion("x", "");
+    let (mut answered, mut late) = (0, 0);
+    // The limit passes between 100 and 200 ms: somewhere in there all of them ask.
+    for round in 0..12 {
+        thread::sleep(ms(50 + 14 * round));
+        for client in &mut clients {
+            let _ = client
+                .stream
+                .write_all(&post_bytes("/v1/completions", &body, ""));
+        }
+        for client in &mut clients {
+            if !client.fill() {
+                (late, *client) = (late + 1, rig.client());
+                continue;
+            }
+            let response = client.response();
+            assert_eq!(response.status, 200, "{}", response.text());
+            assert!(response.complete);
+            answered += 1;
+        }
+    }
+    assert!(
+        answered > 0 && late > 0,
+        "{answered} answered, {late} came too late"
+    );
+    let page = rig.get("/metrics").text();
+    let mut gone = page
+        .lines()
+        .filter(|line| line.starts_with("pdrelay_client_gone_total{"));
+    assert!(gone.all(|line| line.ends_with(" 0")), "{page}");
+    assert_eq!(rig.posts(0).len(), answered);
 }
 
 /// A client that reads nothing is cut off and its engine freed; to a client for which the end of the

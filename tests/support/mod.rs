@@ -257,8 +257,8 @@ impl Client {
         self.response()
     }
 
-    /// Reads until the connection has `n` bytes more, or ends.
-    fn fill(&mut self) -> bool {
+    /// Reads on. False: the connection has ended.
+    pub fn fill(&mut self) -> bool {
         let mut piece = [0u8; 16 << 10];
         match self.stream.read(&mut piece) {
             Ok(0) | Err(_) => false,
