@@ -218,7 +218,10 @@ fn serve(start: Start) -> ExitCode {
     });
     // Whoever asks a second time does not want to wait.
     signals.let_through();
-    server.drain(drain);
+    let began = std::time::Instant::now();
+    if server.drain(drain) {
+        log::info(|| format!("drained after {:.1} s", began.elapsed().as_secs_f64()));
+    }
     // As a shell and a supervisor expect of a program that a signal ended.
     ExitCode::from(128 + signal.number() as u8)
 }

@@ -14,12 +14,18 @@
 //! all threads share (see [`now_ms`]). It recovers by itself: HalfOpen lets one request at a time through.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::config::CircuitBreaker;
 
 /// Milliseconds of the process's clock; the clock of breakers. Never 0, which means "not open".
 pub fn now_ms() -> u64 {
-    crate::net::sweep::process_origin().elapsed().as_millis() as u64 + 1
+    at_ms(crate::net::sweep::process_origin().elapsed())
+}
+
+/// The same, of a reading that has been taken already.
+pub fn at_ms(since_start: Duration) -> u64 {
+    since_start.as_millis() as u64 + 1
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +210,11 @@ impl Breaker {
         // The next trial may go at once, unless the outcome of another one came first.
         self.change(seen, seen.until(now_ms.max(1)));
         false
+    }
+
+    /// Closed: what the time is makes no difference.
+    pub fn at_rest(&self) -> bool {
+        self.word() == CLOSED
     }
 
     /// Its health check passed: it can be reached. (It says nothing about failing requests.)

@@ -202,6 +202,18 @@ impl Instance {
             && self.breaker.state(now_ms) != State::Open
     }
 
+    /// The same, now.
+    pub fn stands(&self) -> bool {
+        let now = || {
+            if self.breaker.at_rest() {
+                0
+            } else {
+                breaker::now_ms()
+            }
+        };
+        self.in_standing(now())
+    }
+
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed) || self.removing.load(Ordering::Relaxed) > 0
     }

@@ -118,7 +118,9 @@ impl Exchange {
             leg.edits.push(Edit::Remove(openai::KV_PARAMS));
         }
         let mut opened = self.send(picked, &leg).await?;
-        self.trace.decode_head.set(Some(began.elapsed()));
+        self.trace
+            .decode_head
+            .set(Some(opened.at.saturating_duration_since(began)));
         if let Some(grant) = &leg.grant {
             let decode = opened.picked.instance();
             opened.handover = Some(Handover {
@@ -209,6 +211,7 @@ impl Exchange {
             head_len,
             framing,
             stage,
+            at,
             handover: _,
         } = opened;
         let fail = |kind, cause: &'static str| {
@@ -234,8 +237,10 @@ impl Exchange {
         let guard = self.slot.watch_upstream(lease.stream.fd());
         self.slot.when_gone(self.on_gone(leg, &picked));
         let limit = leg.limit(&self.config.timeouts);
-        self.slot
-            .arm(leg.wait(), limit.saturating_sub(began.elapsed()));
+        self.slot.arm(
+            leg.wait(),
+            limit.saturating_sub(at.saturating_duration_since(began)),
+        );
         let mut body = Body::new(framing, bytes, head_len);
         let result = loop {
             let progress = body.progress();

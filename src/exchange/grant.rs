@@ -12,7 +12,6 @@ use std::sync::Arc;
 use super::release::Release;
 use super::{Answer, Exchange, Request, Stop, Tools};
 use crate::cluster::Instance;
-use crate::cluster::breaker::now_ms;
 use crate::error::{Error, Kind, Stage};
 use crate::log;
 use crate::metrics::{Counter, Failure, Grant as Outcome};
@@ -57,7 +56,7 @@ impl Grant {
                 spent: Cell::new(false),
                 prefill: answer.instance.clone(),
                 prefill_starts: answer.instance.starts(),
-                prefill_stood: answer.instance.in_standing(now_ms()),
+                prefill_stood: answer.instance.stands(),
                 request: x.request(),
                 tools: x.tools.clone(),
             })),
@@ -76,7 +75,7 @@ impl Grant {
 
     /// Has P been seen to go since it granted? Then a D that fails may have failed for want of the blocks.
     pub fn prefill_is_gone(&self) -> bool {
-        let fell = self.prefill_stood && !self.prefill.in_standing(now_ms());
+        let fell = self.prefill_stood && !self.prefill.stands();
         fell || self.prefill.starts() != self.prefill_starts
     }
 

@@ -30,7 +30,7 @@ impl Exchange {
         }
         let mut ended = false;
         let result = loop {
-            let whole = match begun.take(opened, events) {
+            let whole = match begun.take(opened, events, stream) {
                 Ok(whole) => whole,
                 Err(what) => break Err((Kind::BadResponse, what)),
             };
@@ -204,29 +204,33 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// Takes in what has come, and counts `events` at most. Is it the whole body?
-    fn take(&mut self, opened: &Opened, events: usize) -> Result<bool, &'static str> {
+    /// Takes in what has come, of a stream only as much as has `events` in it, and counts those. Is it the whole body?
+    fn take(&mut self, opened: &Opened, events: usize, stream: bool) -> Result<bool, &'static str> {
         let rest = &opened.bytes[opened.head_len..];
-        let new = &rest[self.taken..];
-        let whole = match opened.framing {
-            Framing::Chunked => {
-                let (scan, payload) = (&mut self.scan, &mut self.payload);
-                let fed = scan.feed(new, |data| payload.extend_from_slice(data));
-                fed.map_err(|bad| bad.0)?;
-                scan.done()
+        loop {
+            self.count(events);
+            if self.taken == rest.len() || (stream && self.events >= events) {
+                break;
             }
-            Framing::Length(n) => {
-                self.payload.extend_from_slice(new);
-                rest.len() as u64 >= n
+            // A fast engine's first read may bring all of a stream of which one event is asked for.
+            let piece = if stream { CHUNK } else { usize::MAX };
+            let end = rest.len().min(self.taken.saturating_add(piece));
+            let new = &rest[self.taken..end];
+            match opened.framing {
+                Framing::Chunked => {
+                    let (scan, payload) = (&mut self.scan, &mut self.payload);
+                    let fed = scan.feed(new, |data| payload.extend_from_slice(data));
+                    fed.map_err(|bad| bad.0)?;
+                }
+                _ => self.payload.extend_from_slice(new),
             }
-            Framing::Close => {
-                self.payload.extend_from_slice(new);
-                false
-            }
-        };
-        self.taken = rest.len();
-        self.count(events);
-        Ok(whole)
+            self.taken = end;
+        }
+        Ok(match opened.framing {
+            Framing::Chunked => self.scan.done(),
+            Framing::Length(n) => self.taken as u64 >= n,
+            Framing::Close => false,
+        })
     }
 
     /// What can be read of it: what comes after the events asked for may be cut anywhere. Without so many, it is all

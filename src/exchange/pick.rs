@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cluster::Instance;
-use crate::cluster::breaker::{State, now_ms};
+use crate::cluster::breaker::{State, at_ms, now_ms};
 use crate::cluster::load::{Counts, InFlight};
 use crate::cluster::models::Scope;
 use crate::cluster::ring::{Points, place};
@@ -102,11 +102,14 @@ impl Exchange {
         }
         let scope = self.scope_in(&cluster);
         let instances = scope.map_or(&[][..], |scope| cluster.members(scope, role));
-        let now = now_ms();
+        // One reading for the breakers and for the shard's view.
+        let since_start = self.tools.sweep.clock.since_start(Instant::now());
+        let now = at_ms(since_start);
         let mut candidates = self.tools.candidates.borrow_mut();
         // In order of preference: those in good standing; then whoever is not tried, ejected or not.
         for strict in [true, false] {
-            self.fill(&mut candidates, instances, tried, strict.then_some(now));
+            let strict_at = strict.then_some(now);
+            self.fill(&mut candidates, instances, tried, since_start, strict_at);
             let mut again = PICKS_AGAIN;
             while !candidates.is_empty() {
                 let (at, seen) = self.choose(role, instances, &candidates);
@@ -161,16 +164,11 @@ impl Exchange {
         candidates: &mut Vec<Candidate>,
         instances: &[Arc<Instance>],
         tried: &[usize],
+        since_start: Duration,
         standing_at: Option<u64>,
     ) {
         candidates.clear();
-        // One clock for the shard's view: since the shard's own start.
-        let now_us = self
-            .tools
-            .sweep
-            .clock
-            .since_start(Instant::now())
-            .as_micros() as u64;
+        let now_us = since_start.as_micros() as u64;
         for (position, instance) in instances.iter().enumerate() {
             if tried.contains(&instance.index) {
                 continue;
@@ -307,7 +305,7 @@ impl Exchange {
     /// It answered.
     pub fn reached(&self, picked: &Picked) {
         let instance = picked.instance();
-        if instance.breaker.succeeded(now_ms(), picked.trial) {
+        if !instance.breaker.at_rest() && instance.breaker.succeeded(now_ms(), picked.trial) {
             log::info(|| format!("{} {} is back", instance.role.name(), instance.name));
         }
     }

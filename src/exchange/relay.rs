@@ -318,7 +318,10 @@ impl Reply {
                 Box::pin(opened.first_byte(x)).await;
                 return Err(stop);
             }
-            let end = self.pump(x, &opened, &mut relay).await;
+            let end = match relay.done() {
+                true => Ok(()),
+                false => self.pump(x, &opened, &mut relay).await,
+            };
             x.trace.stream.set(Some(began.elapsed()));
             relay.ended(x);
             end?;

@@ -248,10 +248,10 @@ impl Reply {
     }
 
     /// Decided here, as late as can be: a proxy that has begun to drain since the request came takes no other
-    /// on this connection than what is here already, and whoever is not told so sends it into the void.
+    /// on this connection, and whoever is not told so sends it into the void. (Whoever has sent it already learns
+    /// from the same word that it was not begun; RFC 9112 9.3.2.)
     pub fn put_connection(&mut self, out: &mut Vec<u8>, framed: bool) {
-        let last = self.tools.draining() && self.inbox.look(<[u8]>::is_empty);
-        self.keep_alive &= framed && !last;
+        self.keep_alive &= framed && !self.tools.draining();
         if !self.keep_alive {
             put_field(out, b"connection", b"close");
         } else if !self.http11 {

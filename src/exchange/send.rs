@@ -132,6 +132,8 @@ pub struct Opened {
     pub head_len: usize,
     pub framing: Framing,
     pub stage: Stage,
+    /// When its head was here.
+    pub at: Instant,
     /// Whose KV this D is fetching.
     pub handover: Option<Handover>,
 }
@@ -412,9 +414,10 @@ impl Exchange {
         }
         let instance = picked.instance();
         let metrics = &self.tools.metrics;
+        let at = Instant::now();
         instance
             .metrics
-            .observe(metrics, InstanceHistogram::head(), began.elapsed());
+            .observe(metrics, InstanceHistogram::head(), at - began);
         let to_head = self.request().head.method == crate::wire::head::Method::Head;
         let framing = head.framing(to_head);
         Ok(Opened {
@@ -425,6 +428,7 @@ impl Exchange {
             head_len,
             framing,
             stage: leg.stage,
+            at,
             handover: None,
         })
     }

@@ -11,9 +11,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::buffer::{Buffers, SMALL};
+use super::buffer::{Buffers, LITTLE, SMALL};
 use super::stream::Stream;
 use super::sweep::{Fired, Slot};
+
+/// A connection on which an answer takes less is not one of many that rest.
+const BRISK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -35,6 +38,8 @@ pub struct Inbox {
     closed: Cell<bool>,
     /// How much is read ahead while a request is served.
     ahead: Cell<usize>,
+    /// The last answer was soon over.
+    brisk: Cell<bool>,
     /// The serving side changed something that the reader must see in this same turn.
     kick: Cell<bool>,
     buffers: Rc<Buffers>,
@@ -48,6 +53,7 @@ impl Inbox {
             reading: Cell::new(false),
             closed: Cell::new(false),
             ahead: Cell::new(SMALL),
+            brisk: Cell::new(false),
             kick: Cell::new(false),
             buffers,
         })
@@ -63,7 +69,7 @@ impl Inbox {
         self.closed.get()
     }
 
-    /// Looks at the received bytes. While a request is served: what has come behind it.
+    /// Looks at the received bytes. Only while idle.
     pub fn look<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
         f(&self.bytes.borrow())
     }
@@ -141,9 +147,18 @@ impl Inbox {
         self.set(Mode::Watch);
     }
 
-    /// How much to read ahead. To be said before the first wait after [`Inbox::watch`].
-    pub fn read_ahead(&self, size: usize) {
-        self.ahead.set(size);
+    /// This request is a stream: the next one is far away, and there is no need to hold room for it. Unless the last
+    /// one on this connection was soon over: then so will this one be, and the next one is better read at once than
+    /// in two pieces. To be said before the first wait after [`Inbox::watch`].
+    pub fn expect_little(&self) {
+        if !self.brisk.get() {
+            self.ahead.set(LITTLE);
+        }
+    }
+
+    /// A request has been answered, after so long.
+    pub fn note_pace(&self, total: Duration) {
+        self.brisk.set(total < BRISK);
     }
 
     /// The request has been answered. A read still in flight becomes the next request's.

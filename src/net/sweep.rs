@@ -343,10 +343,21 @@ impl Sweep {
 
     /// Those that wait for a next request wait no longer than this from now on.
     pub fn hurry_idle(&self, limit: Duration) {
+        self.idle(|slot| {
+            let soon = slot.in_ms(limit);
+            slot.deadline_ms.set(soon.min(slot.deadline_ms.get()));
+        });
+    }
+
+    /// Those that wait for a next request wait no longer.
+    pub fn end_idle(&self) {
+        self.idle(|slot| slot.fire(Fired::Deadline(Wait::KeepAlive)));
+    }
+
+    fn idle(&self, act: impl Fn(&Slot)) {
         for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
             if slot.wait.get() == Wait::KeepAlive && slot.deadline_ms.get() != u64::MAX {
-                let soon = slot.in_ms(limit);
-                slot.deadline_ms.set(soon.min(slot.deadline_ms.get()));
+                act(&slot);
             }
         }
     }

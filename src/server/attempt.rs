@@ -11,7 +11,6 @@ use crate::exchange::shape::NOT_CONFIGURED;
 use crate::exchange::{Exchange, Reply, Request, Stop, Trace, gone};
 use crate::log;
 use crate::metrics::{Counter, Endpoint, ErrorKind, Retry};
-use crate::net::buffer::LITTLE;
 use crate::net::sweep::{Fired, Wait};
 use crate::wire::json::Object;
 use crate::wire::openai::Summary;
@@ -35,8 +34,7 @@ pub async fn generate(
         Err(error) => return Box::pin(turned_away(shard, &request, reply, endpoint, error)).await,
     };
     if request.summary.stream {
-        // Its next request is a stream away: no need to hold room for it.
-        reply.inbox.read_ahead(LITTLE);
+        reply.inbox.expect_little();
     }
     let trace = Trace::of(&request);
     let x = Exchange::new(&shard.tools, request, reply.slot.clone(), trace);

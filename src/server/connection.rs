@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use crate::error::Error;
+use crate::error::{Error, Kind, Stage};
 use crate::exchange::request::{Held, Origin};
 use crate::exchange::{Reply, Request, Trace};
 use crate::id::{self, Id};
@@ -194,7 +194,7 @@ impl Client {
                 }
                 Next::Ended => {
                     if !self.inbox.closed() {
-                        Box::pin(self.say_end()).await;
+                        Box::pin(self.say_end(LINGER)).await;
                         self.hang_up().await;
                     }
                     return;
@@ -203,15 +203,15 @@ impl Client {
             }
         }
         if whole && !self.inbox.closed() {
-            Box::pin(self.say_end()).await;
+            let limit = self.shard.tools.config().timeouts.client_write;
+            Box::pin(self.say_end(limit)).await;
         }
         self.linger().await;
     }
 
     /// To a client that speaks TLS: all it has is whole.
-    async fn say_end(&self) {
+    async fn say_end(&self, limit: Duration) {
         if self.shard.shared.acceptor.is_some() {
-            let limit = self.shard.tools.config().timeouts.client_write;
             self.slot.end_request();
             self.slot.arm(Wait::ClientWrite, limit);
             self.stream.say_end().await;
@@ -261,6 +261,15 @@ impl Client {
                         .await;
                 }
             }
+        }
+        // (Its client may have been told of no end: it came to a drain so short that there was no answer in it.)
+        if self.shard.cut_off.get() {
+            let what = "the proxy ends, timeouts.drain is over";
+            let error = Error::new(Kind::Draining, Stage::Body, what);
+            let arrived = Some(&arrived);
+            return self
+                .refuse_boxed(reply, error, endpoint(route), arrived)
+                .await;
         }
         self.slot
             .begin_request(self.shard.tools.config().timeouts.request);
@@ -356,6 +365,7 @@ impl Client {
             own => Box::pin(own_page(shard, request, own, reply)).await,
         };
         let total = outcome.trace.started.elapsed();
+        self.inbox.note_pace(total);
         let status = self.account(&outcome, total, reply);
         if let Some(asked) = asked {
             log::access(self.line(asked, status, total, &outcome, reply));

@@ -11,7 +11,7 @@ pub fn plan(cores: &Cores) -> Result<Vec<Option<usize>>, String> {
     if let Some(cpus) = &cores.cpus {
         if let Some(bad) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
             return Err(format!(
-                "cpus: CPU {bad} may not be used by this process; it may use {}",
+                "cpus: CPU {bad} may not be used by this process, which may use CPU {}",
                 list(&allowed)
             ));
         }

@@ -205,24 +205,25 @@ impl Server {
         while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let clean = !busy();
-        if !clean {
-            self.cut_off(busy);
-        }
+        let clean = !busy() || self.cut_off(busy);
         self.stop();
         clean
     }
 
-    /// Ends what runs, and waits for a moment so that its clients are told and its access lines written.
-    fn cut_off(&self, busy: impl Fn() -> bool) {
+    /// Ends what runs, and waits for a moment so that its clients are told and its access lines written. True: there
+    /// were only connections without a request.
+    fn cut_off(&self, busy: impl Fn() -> bool) -> bool {
         let metrics = &self.shared.metrics;
         let requests = metrics.level(Gauge::requests_in_flight());
         let releases = metrics.level(Gauge::releases_pending());
-        log::warning(|| {
-            format!(
-                "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
-            )
-        });
+        let clean = requests == 0 && releases == 0;
+        if !clean {
+            log::warning(|| {
+                format!(
+                    "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
+                )
+            });
+        }
         for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::CutOff);
         }
@@ -230,6 +231,7 @@ impl Server {
         while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+        clean
     }
 
     /// `act` is called if the backends do not come within `startup.wait_timeout`. (A server ends by itself

@@ -86,6 +86,8 @@ pub struct Shard {
     /// Renders asked of the control thread and not yet here.
     renders: RefCell<HashMap<u64, Render>>,
     tickets: Cell<u64>,
+    /// The drain is over: nothing is begun any more.
+    pub cut_off: Cell<bool>,
     stop: Cell<bool>,
     stop_waker: RefCell<Option<Waker>>,
     listeners: Vec<(u16, RawFd)>,
@@ -189,6 +191,7 @@ async fn serve(start: Start, driver: Driver, line: String) {
     })
     .await;
     shard.tools.gate.close();
+    shard.tools.sweep.forget_sleepers();
 }
 
 fn new_shard(
@@ -231,6 +234,7 @@ fn new_shard(
         body_memory: Rc::default(),
         renders: RefCell::default(),
         tickets: Cell::new(0),
+        cut_off: Cell::new(false),
         stop: Cell::new(false),
         stop_waker: RefCell::new(None),
         listeners,
@@ -306,6 +310,8 @@ async fn listen_to_letters(shard: Rc<Shard>, ear: UnixStream, driver: Driver) {
                 Letter::Drain => shard.drain(),
                 Letter::CutOff => {
                     let wait = Counter::timeouts(Wait::Drain);
+                    shard.cut_off.set(true);
+                    shard.tools.sweep.end_idle();
                     let ended = shard.tools.sweep.end_requests();
                     shard.tools.metrics.add(wait, ended as u64);
                 }
@@ -348,8 +354,11 @@ impl Shard {
     pub fn idle_limit(&self) -> Duration {
         let timeouts = &self.tools.config().timeouts;
         match self.draining() {
-            // (A short drain is not to be spent on those who have nothing to say.)
-            true => timeouts.keep_alive.min(LAST_CALL).min(timeouts.drain / 4),
+            // (A short drain is not to be spent on those who have nothing to say; and limits are coarse.)
+            true => timeouts
+                .keep_alive
+                .min(LAST_CALL)
+                .min((timeouts.drain / 4).saturating_sub(2 * SWEEP_EVERY)),
             false => timeouts.keep_alive,
         }
     }
@@ -404,7 +413,6 @@ impl Shard {
     }
 
     fn stop(&self) {
-        self.tools.sweep.forget_sleepers();
         self.stop.set(true);
         if let Some(waker) = self.stop_waker.borrow_mut().take() {
             waker.wake();

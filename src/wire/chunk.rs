@@ -4,6 +4,8 @@
 /// Longest chunk-size line (size, extensions) and longest trailer section that are accepted.
 const LINE_MAX: u32 = 4096;
 const TRAILER_MAX: u32 = 16 << 10;
+/// Chunks whose size has more digits are rare.
+const SIZE_DIGITS: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
@@ -69,6 +71,11 @@ impl ChunkScan {
                 }
                 continue;
             }
+            let skipped = self.skip(&bytes[pos..]);
+            if skipped > 0 {
+                pos += skipped;
+                continue;
+            }
             if let Err(why) = self.step(bytes[pos]) {
                 self.at = At::Bad;
                 return Err(why);
@@ -76,6 +83,33 @@ impl ChunkScan {
             pos += 1;
         }
         Ok(pos)
+    }
+
+    /// What is between the data of two chunks, if it is as almost always and all here: what [`ChunkScan::step`] would
+    /// make of it, at once. Returns its length, else 0.
+    fn skip(&mut self, bytes: &[u8]) -> usize {
+        let start = match (self.at, bytes) {
+            (At::SizeStart, _) => 0,
+            (At::DataCr, [b'\r', b'\n', ..]) => 2,
+            _ => return 0,
+        };
+        let mut size = 0;
+        for (digits, byte) in bytes[start..].iter().take(SIZE_DIGITS + 1).enumerate() {
+            let digit = match byte {
+                b'0'..=b'9' => byte - b'0',
+                b'a'..=b'f' => byte - b'a' + 10,
+                b'A'..=b'F' => byte - b'A' + 10,
+                // (An empty chunk is the last one, and what follows is another thing.)
+                b'\r' if size > 0 && bytes.get(start + digits + 1) == Some(&b'\n') => {
+                    self.left = size;
+                    self.at = At::Data;
+                    return start + digits + 2;
+                }
+                _ => return 0,
+            };
+            size = size << 4 | u64::from(digit);
+        }
+        0
     }
 
     fn step(&mut self, byte: u8) -> Result<(), BadChunk> {

@@ -42,27 +42,6 @@ fn an_answer_after_the_signal_says_that_it_is_the_last() {
     assert_eq!(serving.program.wait().code(), Some(143));
 }
 
-#[test]
-fn requests_that_came_behind_one_another_are_all_answered() {
-    let mut serving = Serving::start("nixl", engines(1, 1), &[]);
-    let mut client = serving.client();
-    let slowly = "x-sim-fault-prefill: slow-head:500\r\n";
-    let mut bytes = post_bytes("/v1/completions", &completion("0", ""), slowly);
-    bytes.extend(request(1, ""));
-    bytes.extend(request(2, ""));
-    client.send(bytes);
-    eventually("P is at it", || serving.sim.open_requests(0) == 1);
-    serving.program.signal(libc::SIGTERM);
-    for _ in 0..2 {
-        let response = client.response();
-        assert_eq!(response.status, 200, "{}", response.text());
-        assert_eq!(response.header("connection"), None);
-    }
-    last_answer(&mut client);
-    drop(client);
-    assert_eq!(serving.program.wait().code(), Some(143));
-}
-
 /// Its head was out, and said nothing of an end.
 #[test]
 fn a_request_behind_a_stream_that_was_begun_is_answered() {
@@ -138,4 +117,59 @@ fn a_crowd_at_the_signal_is_answered_to_the_last() {
     assert_eq!(serving.program.wait().code(), Some(143));
     let said = serving.program.err.text();
     assert!(!said.contains("client_gone"), "{said}");
+}
+
+/// Line ends behind a body are no request.
+#[test]
+fn line_ends_behind_a_body_do_not_hide_the_end() {
+    let mut serving = Serving::start("nixl", engines(1, 1), &[]);
+    let mut client = serving.client();
+    let slowly = "x-sim-fault-prefill: slow-head:500\r\n";
+    let mut bytes = post_bytes("/v1/completions", &completion("0", ""), slowly);
+    bytes.extend(b"\r\n");
+    client.send(bytes);
+    eventually("P is at it", || serving.sim.open_requests(0) == 1);
+    serving.program.signal(libc::SIGTERM);
+    last_answer(&mut client);
+    drop(client);
+    assert_eq!(serving.program.wait().code(), Some(143));
+}
+
+/// However short the drain: a connection without a request is no request that is cut off.
+#[test]
+fn idle_connections_are_never_cut_off() {
+    for drain in ["10ms", "100ms", "1s"] {
+        let file = File::new("short.yaml", &format!("timeouts: {{drain: {drain}}}\n"));
+        let mut serving = Serving::start("nixl", engines(1, 1), &["--config", file.path()]);
+        let mut client = serving.client();
+        assert_eq!(client.get("/health").status, 200);
+        serving.program.signal(libc::SIGTERM);
+        assert!(client.closed());
+        assert_eq!(serving.program.wait().code(), Some(143));
+        let said = serving.program.err.text();
+        assert!(!said.contains("cut off"), "{said}");
+    }
+}
+
+/// What comes after the end of the drain is told so, or finds a closed connection; it is not begun and dropped.
+#[test]
+fn requests_are_not_begun_after_the_drain() {
+    let file = File::new("over.yaml", "timeouts: {drain: 300ms}\n");
+    let mut serving = Serving::start("nixl", engines(1, 1), &["--config", file.path()]);
+    let slow = |ms: u32| {
+        let fault = format!("x-sim-fault-prefill: slow-head:{ms}\r\n");
+        post_bytes("/v1/completions", &completion("0", ""), &fault)
+    };
+    // One that is cut off, and behind it another that has come already.
+    let mut client = serving.client();
+    client.send([slow(5000), slow(5000)].concat());
+    eventually("P is at it", || serving.sim.open_requests(0) == 1);
+    serving.program.signal(libc::SIGTERM);
+    let response = client.response();
+    assert_eq!(response.status, 503, "{}", response.text());
+    assert_eq!(response.header("connection"), Some("close"));
+    assert_eq!(client.to_end(), b"");
+    assert_eq!(serving.program.wait().code(), Some(143));
+    let asked = serving.sim.transcript(0);
+    assert_eq!(asked.iter().filter(|r| r.method == "POST").count(), 1);
 }

@@ -51,7 +51,7 @@ pub struct Args {
     /// Use this path instead of the endpoint's.
     #[arg(long)]
     pub path: Option<String>,
-    #[arg(long, default_value = "sim")]
+    #[arg(long, default_value = "dummy")]
     pub model: String,
     /// Size of the whole JSON body in bytes, image excluded; the prompt is sized to fit.
     #[arg(long, default_value_t = 1024)]
