@@ -30,7 +30,7 @@ impl Exchange {
         }
         let mut ended = false;
         let result = loop {
-            let whole = match begun.take(opened, events, stream) {
+            let whole = match begun.take(opened, events, stream && begun.sparing) {
                 Ok(whole) => whole,
                 Err(what) => break Err((Kind::BadResponse, what)),
             };
@@ -90,7 +90,7 @@ impl Exchange {
     /// which a client would have to take for its answer: as long as the client has nothing, others can do better.
     pub(super) async fn begun_well(&self, opened: &mut Opened) -> Result<(), Stop> {
         // Comments, and whatever else says nothing, may come first.
-        let (mut begun, mut events) = (Beginning::default(), 1);
+        let (mut begun, mut events) = (Beginning::of_events(), 1);
         let data = loop {
             self.hold(opened, &mut begun, events).await?;
             match first_data(begun.whole_events(events)) {
@@ -193,6 +193,8 @@ const SAID_MAX: usize = 300;
 pub struct Beginning {
     pub payload: Vec<u8>,
     scan: ChunkScan,
+    /// What is behind the events asked for is not taken in.
+    sparing: bool,
     /// Bytes behind the head that have been taken in.
     taken: usize,
     /// Whole events, as far as they were asked for.
@@ -204,16 +206,28 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// Takes in what has come, of a stream only as much as has `events` in it, and counts those. Is it the whole body?
-    fn take(&mut self, opened: &Opened, events: usize, stream: bool) -> Result<bool, &'static str> {
+    /// Of a stream only as much as has the events asked for: the first read of a fast engine's may bring all of it.
+    fn of_events() -> Beginning {
+        Beginning {
+            sparing: true,
+            ..Beginning::default()
+        }
+    }
+
+    /// Takes in what has come, and counts `events` at most. Is it the whole body?
+    fn take(
+        &mut self,
+        opened: &Opened,
+        events: usize,
+        sparing: bool,
+    ) -> Result<bool, &'static str> {
         let rest = &opened.bytes[opened.head_len..];
         loop {
             self.count(events);
-            if self.taken == rest.len() || (stream && self.events >= events) {
+            if self.taken == rest.len() || (sparing && self.events >= events) {
                 break;
             }
-            // A fast engine's first read may bring all of a stream of which one event is asked for.
-            let piece = if stream { CHUNK } else { usize::MAX };
+            let piece = if sparing { CHUNK } else { usize::MAX };
             let end = rest.len().min(self.taken.saturating_add(piece));
             let new = &rest[self.taken..end];
             match opened.framing {

@@ -15,7 +15,7 @@ use super::buffer::{Buffers, LITTLE, SMALL};
 use super::stream::Stream;
 use super::sweep::{Fired, Slot};
 
-/// A connection on which an answer takes less is not one of many that rest.
+/// A stream that takes less is not one of many that rest.
 const BRISK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,8 @@ pub struct Inbox {
     closed: Cell<bool>,
     /// How much is read ahead while a request is served.
     ahead: Cell<usize>,
-    /// The last answer was soon over.
+    /// The request that is being served is a stream; and one before it was, and was soon over.
+    stream: Cell<bool>,
     brisk: Cell<bool>,
     /// The serving side changed something that the reader must see in this same turn.
     kick: Cell<bool>,
@@ -53,6 +54,7 @@ impl Inbox {
             reading: Cell::new(false),
             closed: Cell::new(false),
             ahead: Cell::new(SMALL),
+            stream: Cell::new(false),
             brisk: Cell::new(false),
             kick: Cell::new(false),
             buffers,
@@ -148,17 +150,19 @@ impl Inbox {
     }
 
     /// This request is a stream: the next one is far away, and there is no need to hold room for it. Unless the last
-    /// one on this connection was soon over: then so will this one be, and the next one is better read at once than
-    /// in two pieces. To be said before the first wait after [`Inbox::watch`].
+    /// one on this connection was a stream and soon over: then so will this one be, and the next one is better read
+    /// at once than in two pieces. To be said before the first wait after [`Inbox::watch`].
     pub fn expect_little(&self) {
+        self.stream.set(true);
         if !self.brisk.get() {
             self.ahead.set(LITTLE);
         }
     }
 
-    /// A request has been answered, after so long.
-    pub fn note_pace(&self, total: Duration) {
-        self.brisk.set(total < BRISK);
+    /// A request has been answered, well or not, after so long.
+    pub fn note_pace(&self, well: bool, total: Duration) {
+        let stream = self.stream.take();
+        self.brisk.set(stream && well && total < BRISK);
     }
 
     /// The request has been answered. A read still in flight becomes the next request's.

@@ -369,14 +369,20 @@ impl Sweep {
         }
     }
 
-    /// Ends every request that is under way. What goes on without a client (a release) is left alone.
+    /// Ends every request that is under way, or on its way to us. What goes on without a client (a release) is left
+    /// alone.
     pub fn end_requests(&self) -> usize {
         let mut ended = 0;
         for slot in self.slots.borrow().iter().filter_map(Weak::upgrade) {
-            if slot.client.get() != NO_FD && slot.request_ms.get() != u64::MAX {
-                slot.fire(Fired::Deadline(Wait::Drain));
-                ended += 1;
-            }
+            let armed = slot.deadline_ms.get() != u64::MAX;
+            let why = match slot.wait.get() {
+                _ if slot.client.get() == NO_FD => continue,
+                _ if slot.request_ms.get() != u64::MAX => Wait::Drain,
+                coming @ (Wait::Head | Wait::Body) if armed => coming,
+                _ => continue,
+            };
+            slot.fire(Fired::Deadline(why));
+            ended += 1;
         }
         ended
     }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use crate::error::{Error, Kind, Stage};
+use crate::error::Error;
 use crate::exchange::request::{Held, Origin};
 use crate::exchange::{Reply, Request, Trace};
 use crate::id::{self, Id};
@@ -264,9 +264,7 @@ impl Client {
         }
         // (Its client may have been told of no end: it came to a drain so short that there was no answer in it.)
         if self.shard.cut_off.get() {
-            let what = "the proxy ends, timeouts.drain is over";
-            let error = Error::new(Kind::Draining, Stage::Body, what);
-            let arrived = Some(&arrived);
+            let (error, arrived) = (intake::drain_is_over(), Some(&arrived));
             return self
                 .refuse_boxed(reply, error, endpoint(route), arrived)
                 .await;
@@ -365,8 +363,8 @@ impl Client {
             own => Box::pin(own_page(shard, request, own, reply)).await,
         };
         let total = outcome.trace.started.elapsed();
-        self.inbox.note_pace(total);
         let status = self.account(&outcome, total, reply);
+        self.inbox.note_pace(status == 200, total);
         if let Some(asked) = asked {
             log::access(self.line(asked, status, total, &outcome, reply));
         }

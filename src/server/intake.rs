@@ -80,9 +80,7 @@ pub async fn head(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<Arrived, 
         };
         if !more {
             return Err(match slot.fired() {
-                Some(_) if started.is_some() => {
-                    refused(Kind::ClientTimeout, "the head did not come in time")
-                }
+                Some(_) if started.is_some() => too_late(shard, "the head did not come in time"),
                 _ => NoRequest::Closed,
             });
         }
@@ -222,13 +220,26 @@ async fn chunked(
     }
 }
 
+fn too_late(shard: &Shard, what: &'static str) -> NoRequest {
+    match shard.cut_off.get() {
+        true => NoRequest::Refused(drain_is_over()),
+        false => refused(Kind::ClientTimeout, what),
+    }
+}
+
+/// What comes, or came half, when nothing is begun any more.
+pub fn drain_is_over() -> Error {
+    let what = "the proxy ends, and timeouts.drain is over";
+    Error::new(Kind::Draining, Stage::Body, what)
+}
+
 async fn more(shard: &Shard, inbox: &Inbox, slot: &Slot) -> Result<(), NoRequest> {
     slot.arm(Wait::Body, shard.tools.config().timeouts.body);
     if inbox.more().await {
         return Ok(());
     }
     Err(match slot.fired() {
-        Some(_) => refused(Kind::ClientTimeout, "the body did not come in time"),
+        Some(_) => too_late(shard, "the body did not come in time"),
         None => NoRequest::Closed,
     })
 }

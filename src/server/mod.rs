@@ -45,7 +45,7 @@ use crate::exchange::pinned::{Hosts, TrustOf};
 use crate::exchange::{Exchange, Policies};
 use crate::handshake::{self, Handshake};
 use crate::log;
-use crate::metrics::{self, Gauge, Metrics};
+use crate::metrics::{self, Counter, Gauge, Metrics, Wait};
 use crate::net::runtime::Driver;
 use crate::net::stream::Target;
 use crate::net::tls::Acceptor;
@@ -102,6 +102,17 @@ impl Shared {
                 || up(&Role::Aggregated)
                 // P comes with the request.
                 || (self.config.get().sidecar.is_some() && up(&Role::Decode)))
+    }
+
+    /// What it lacks for that, by role.
+    pub fn missing(&self) -> String {
+        let now = crate::cluster::breaker::now_ms();
+        let cluster = self.cluster.get();
+        let missing = self.needs.iter().filter(|r| !cluster.available(**r, now));
+        let named: Vec<String> = missing
+            .map(|role| format!("no {} instance is available", role.name()))
+            .collect();
+        named.join(", and ")
     }
 
     /// The script for this request: the configured one, unless only aggregated instances can serve it.
@@ -214,22 +225,22 @@ impl Server {
     /// were only connections without a request.
     fn cut_off(&self, busy: impl Fn() -> bool) -> bool {
         let metrics = &self.shared.metrics;
-        let requests = metrics.level(Gauge::requests_in_flight());
         let releases = metrics.level(Gauge::releases_pending());
-        let clean = requests == 0 && releases == 0;
-        if !clean {
-            log::warning(|| {
-                format!(
-                    "timeouts.drain is over: {requests} requests and {releases} KV releases are cut off"
-                )
-            });
-        }
         for shard in self.shared.shards.iter() {
             shard.post(shard::Letter::CutOff);
         }
         let deadline = Instant::now() + LAST_WORDS;
         while busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        let requests = metrics.total(Counter::timeouts(Wait::Drain));
+        let clean = requests == 0 && releases == 0;
+        if !clean {
+            log::warning(|| {
+                format!(
+                    "timeouts.drain is over: {requests} requests and {releases} KV releases were cut off"
+                )
+            });
         }
         clean
     }

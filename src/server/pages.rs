@@ -15,6 +15,7 @@ use super::surface::{self, Route};
 use super::{admin, control, epd, xpyd};
 
 const JSON: &str = "application/json";
+const READY: &[u8] = br#"{"status":"ready"}"#;
 
 /// Answers a request for one of our own pages (or for none).
 pub async fn answer(
@@ -104,12 +105,13 @@ async fn page(
             let all = shard.shared.handshake.conversations(&shard.tools);
             Ok(json(200, surface::multiturn::health(all)))
         }
-        Route::Ready if shard.shared.ready() => Ok(json(200, br#"{"status":"ready"}"#.to_vec())),
+        Route::Ready if shard.shared.ready() => Ok(json(200, READY.to_vec())),
         Route::Ready if shard.draining() => fail(Kind::Draining, "the proxy is draining"),
-        Route::Ready => fail(
-            Kind::NoInstance,
-            "not every role that the handshake needs has an available instance",
-        ),
+        Route::Ready => match shard.shared.missing() {
+            // It has come back since the line above.
+            nothing if nothing.is_empty() => Ok(json(200, READY.to_vec())),
+            what => Err(Error::new(Kind::NoInstance, Stage::Body, what)),
+        },
         Route::Metrics => {
             let (status, body) = shard.ask(control::Ask::Metrics).await;
             Ok(Page {

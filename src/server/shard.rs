@@ -354,11 +354,8 @@ impl Shard {
     pub fn idle_limit(&self) -> Duration {
         let timeouts = &self.tools.config().timeouts;
         match self.draining() {
-            // (A short drain is not to be spent on those who have nothing to say; and limits are coarse.)
-            true => timeouts
-                .keep_alive
-                .min(LAST_CALL)
-                .min((timeouts.drain / 4).saturating_sub(2 * SWEEP_EVERY)),
+            // (A short drain is not to be spent on those who have nothing to say.)
+            true => timeouts.keep_alive.min(LAST_CALL).min(timeouts.drain / 4),
             false => timeouts.keep_alive,
         }
     }

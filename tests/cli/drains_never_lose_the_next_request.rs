@@ -173,3 +173,51 @@ fn requests_are_not_begun_after_the_drain() {
     let asked = serving.sim.transcript(0);
     assert_eq!(asked.iter().filter(|r| r.method == "POST").count(), 1);
 }
+
+/// Whoever has not sent all of it by then is told why it is not answered.
+#[test]
+fn requests_that_are_half_here_at_the_end_are_told_so() {
+    let file = File::new("half.yaml", "timeouts: {drain: 500ms}\n");
+    let mut serving = Serving::start("nixl", engines(1, 1), &["--config", file.path()]);
+    let whole = request(0, "");
+    let mut clients = [serving.client(), serving.client()];
+    for (client, cut) in clients.iter_mut().zip([20, whole.len() - 5]) {
+        client.send(&whole[..cut]);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    serving.program.signal(libc::SIGTERM);
+    for client in &mut clients {
+        let response = client.response();
+        assert_eq!(response.status, 503, "{}", response.text());
+        assert!(
+            response.text().contains("timeouts.drain"),
+            "{}",
+            response.text()
+        );
+        assert_eq!(response.header("connection"), Some("close"));
+    }
+    assert_eq!(serving.program.wait().code(), Some(143));
+    let said = serving.program.err.text();
+    assert!(
+        said.contains("timeouts.drain is over: 2 requests"),
+        "{said}"
+    );
+    assert_eq!(said.matches("reason=draining").count(), 2, "{said}");
+}
+
+#[test]
+fn a_short_drain_has_a_last_call_too() {
+    let file = File::new("brief.yaml", "timeouts: {drain: 400ms}\n");
+    let mut serving = Serving::start("nixl", engines(1, 1), &["--config", file.path()]);
+    let mut client = serving.client();
+    client.send(request(0, ""));
+    assert_eq!(client.response().header("connection"), None);
+    serving.program.signal(libc::SIGTERM);
+    eventually("it drains", || {
+        serving.program.err.so_far().contains("draining")
+    });
+    std::thread::sleep(Duration::from_millis(60));
+    client.send(request(1, ""));
+    last_answer(&mut client);
+    assert_eq!(serving.program.wait().code(), Some(143));
+}

@@ -30,7 +30,9 @@ fn ready_means_one_of_each_role() {
     eventually("three are seen down", || down(3));
     let response = rig.get("/ready");
     assert_eq!(response.status, 503);
-    assert!(message(&response).contains("role"));
+    let said = message(&response);
+    assert!(said.contains("no decode instance is available"), "{said}");
+    assert!(!said.contains("prefill"), "{said}");
     assert!(response.header("retry-after").is_some());
     // Alive all the same: a supervisor must not restart it for its engines' sake.
     assert_eq!(rig.get("/health").status, 200);

@@ -39,8 +39,12 @@ fn streams_are_held_for_two_events_and_not_longer() {
             r#"{{"choices":[{{"delta":{{"content":"{t}"}},"finish_reason":null}}]}}"#
         ))
     };
-    for missed in [true, false] {
+    let long = chunk(&format!(r#"{{"choices":[],"id":"{}"}}"#, "x".repeat(300)));
+    // A comment is an event as well; of what comes with it all is looked at.
+    let at_once = format!("{head}8\r\n: ping\n\n\r\n{long}{}0\r\n\r\n", chunk(MISSED));
+    for (missed, pieces) in [(true, 2), (true, 1), (false, 3)] {
         let first = match missed {
+            true if pieces == 1 => vec![at_once.clone()],
             true => vec![
                 format!("{head}{role}"),
                 format!("{}0\r\n\r\n", chunk(MISSED)),
