@@ -111,7 +111,7 @@ class Lab:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def simulator(self, name, *flags):
-        return Process(self, name, [self.bin / "pdsim", "--model", "sim", *flags])
+        return Process(self, name, [self.bin / "pdsim", *flags])
 
     def engine(self, role, port, *flags):
         """One engine in a process of its own, so that its death is a real one."""
