@@ -17,6 +17,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -193,9 +194,18 @@ impl Serving {
     }
 }
 
+/// A port for a program that is yet to start. Below those that the kernel gives to outgoing connections (from
+/// 32,768 on): one of a test beside this one would have it by then.
 fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id();
+    loop {
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (first.wrapping_add(turn) % 12_000) as u16;
+        if std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A file that is gone with the test.
